@@ -1,0 +1,37 @@
+//! Turns `proto/` into Rust: messages by prost, their proto3 JSON by pbjson. No `protoc` is needed.
+
+use std::path::PathBuf;
+use std::{env, fs, io};
+
+use prost::Message;
+
+const PROTOS: [&str; 4] = [
+    "dewar/v1/task.proto",
+    "dewar/v1/record.proto",
+    "dewar/v1/view.proto",
+    "dewar/v1/control.proto",
+];
+
+fn main() -> io::Result<()> {
+    println!("cargo:rerun-if-changed=proto");
+    let descriptors = protox::compile(PROTOS, ["proto"]).map_err(io::Error::other)?;
+    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or(io::ErrorKind::NotFound)?);
+    let set = out.join("descriptors.bin");
+    let bytes = descriptors.encode_to_vec();
+    fs::write(&set, &bytes)?;
+
+    prost_build::Config::new()
+        .file_descriptor_set_path(&set)
+        .skip_protoc_run()
+        .compile_well_known_types()
+        .btree_map(["."])
+        .extern_path(".google.protobuf", "::pbjson_types")
+        .compile_protos(&PROTOS, &["proto"])?;
+    pbjson_build::Builder::new()
+        .register_descriptors(&bytes)?
+        .btree_map(["."])
+        .extern_path(".google.protobuf", "::pbjson_types")
+        .emit_fields()
+        .build(&[".dewar"])?;
+    Ok(())
+}

@@ -1,0 +1,2 @@
+//! The runner of one task.
+fn main() {}
