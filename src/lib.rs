@@ -1,4 +1,5 @@
 //! dewar runs tasks, each a DAG of processes, in cgroup v2, and never loses track of one.
 
 pub mod proto;
+pub mod sys;
 pub mod task;

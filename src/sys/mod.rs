@@ -1,0 +1,4 @@
+//! System calls that no safe crate wraps well: the only place for `unsafe`.
+
+pub mod pidfd;
+pub mod xattr;
