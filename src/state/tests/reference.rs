@@ -79,17 +79,18 @@ impl View<'_> {
         !self.is_deadlocked() && (limit == 0 || self.failed() < limit)
     }
 
+    fn is_idle(&self, index: usize) -> bool {
+        self.sim.state.processes()[index].live_run().is_none()
+            && self.settled(index).is_none()
+            && self.is_unblocked(index)
+    }
+
     /// T24, T28: what is launched now, in order.
     fn launches(&self) -> Vec<Effect> {
         let processes = self.sim.state.processes();
-        let idle = |&index: &usize| {
-            processes[index].live_run().is_none()
-                && self.settled(index).is_none()
-                && self.is_unblocked(index)
-        };
         let mut due: Vec<_> = self
             .members()
-            .filter(idle)
+            .filter(|&index| self.is_idle(index))
             .map(|index| (self.due(index), index))
             .filter(|&(due, _)| due.is_none_or(|time| time <= self.sim.now))
             .collect();
@@ -117,6 +118,19 @@ impl View<'_> {
         let wait = self.sim.task.spec.processes[index].min_duration.as_nanos() as u64;
         Some(if ended == 0 { 0 } else { ended + wait })
     }
+}
+
+/// Whether run `run` of a process may be opened: now, or once its time has come.
+pub(super) fn may_open(sim: &Sim, process: u32, run: u32) -> bool {
+    let (state, index) = (&sim.state, process as usize);
+    let Some(of) = state.processes().get(index) else { return false };
+    let is_final = sim.task.spec.processes[index].is_final;
+    let in_phase = match state.phase() {
+        Some(Phase::Active) => !is_final && state.kill().is_none(),
+        Some(Phase::Finalizing) => is_final,
+        _ => false,
+    };
+    in_phase && of.runs.len() == run as usize && View { sim, is_final }.is_idle(index)
 }
 
 /// Holds an answer of the planner against the rules.

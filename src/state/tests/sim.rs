@@ -186,9 +186,11 @@ impl Sim {
         self.runner_is_up = false;
     }
 
-    /// A new runner replays the stream, takes the lead, and takes a turn.
+    /// A new runner replays the stream, comes to know what the last one knew, takes the lead, and takes a turn.
     pub(super) fn start_runner(&mut self) {
-        self.state = self.replayed();
+        let replayed = self.replayed();
+        assert_eq!(replayed, self.state, "replay differs");
+        self.state = replayed;
         self.cursors.clear();
         self.runner_is_up = true;
         self.crash_in = None;
@@ -198,10 +200,8 @@ impl Sim {
         self.turn();
     }
 
-    /// Kills the runner and starts another one, which must come to know the same.
     pub(super) fn restart_runner(&mut self) {
         self.kill_runner();
-        assert_eq!(self.replayed(), self.state, "replay differs");
         self.start_runner();
     }
 
@@ -232,6 +232,7 @@ impl Sim {
             known || streams.get(&process).is_some_and(|of| of.iter().any(|e| e.run == run))
         });
         self.last_deadline = state.deadline();
+        self.state = state;
     }
 
     // ---- what is seen ----
