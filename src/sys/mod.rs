@@ -1,0 +1,30 @@
+//! System calls that the standard library and nix lack, and the only unsafe code of dewar.
+//!
+//! What runs between `clone3` and `execve` is here too: it makes system calls on values prepared before the clone, allocates
+//! nothing, takes no lock, and never relies on what libc remembers of its own process.
+//!
+//! - [`clone`]: a child in its cgroup, with a pidfd
+//! - [`exec`]: becoming another program
+//! - [`fs`]: opening beneath a directory; descriptors, working directory and root of a child
+//! - [`ids`]: groups, ids, capabilities, and reading them back
+//! - [`inherit`]: what a child inherits and a run must not
+//! - [`signal`]: dispositions and mask
+
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("the raw calls that set ids take 16-bit ids on 32-bit machines");
+
+pub mod clone;
+pub mod exec;
+#[cfg(test)]
+pub(crate) mod fault;
+pub mod fs;
+pub mod ids;
+pub mod inherit;
+pub mod signal;
+
+use nix::errno::Errno;
+
+/// The result of a raw system call: `-1` means errno.
+fn check(result: libc::c_long) -> Result<libc::c_long, Errno> {
+    if result == -1 { Err(Errno::last()) } else { Ok(result) }
+}
