@@ -6,3 +6,6 @@ pub mod proto;
 pub mod sandbox;
 pub mod sys;
 pub mod task;
+
+#[cfg(test)]
+mod testing;

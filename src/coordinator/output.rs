@@ -7,9 +7,10 @@
 //! | none | `/dev/null` |
 //! | file, rotate; both | pipes, which the [`Pump`] empties |
 //!
-//! The pump never stops emptying its pipes and never waits for a sink: a full disk or a terminal that takes nothing costs
-//! output, never the run. What a sink does not take is counted; when it takes again, a line in its output says how many bytes
-//! are missing there. Memory is one buffer, whatever passes through it.
+//! The pump never stops emptying its pipes and never waits for a sink: a full disk or a terminal
+//! that takes nothing costs output, never the run. What a sink does not take is counted; when it
+//! takes again, a line in its output says how many bytes are missing there. Memory is one buffer,
+//! whatever passes through it.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -26,13 +27,16 @@ use crate::sandbox::logs::{LogDir, Stream};
 use crate::sys::fs::{bytes_waiting, duplicate_above_standard, make_nonblocking};
 use crate::task::spec::{FileMode, Logger, Rotate};
 
-/// Most bytes that are read at once, and most by which a rotated file is over its limit: the capacity of a pipe.
+/// Most bytes that are read at once, and most by which a rotated file is over its limit: the
+/// capacity of a pipe.
 const CHUNK: usize = 64 * 1024;
 
-/// Milliseconds without progress after which a console counts as stalled, and is no longer waited for.
+/// Milliseconds without progress after which a console counts as stalled, and is no longer waited
+/// for.
 const PATIENCE_MS: u16 = 250;
 
-/// Bytes written at once to a console that cannot be opened anew: what one that polls writable takes without blocking.
+/// Bytes written at once to a console that cannot be opened anew: what one that polls writable
+/// takes without blocking.
 const CAUTIOUS: usize = 512;
 
 /// Why the output of a run could not be opened.
@@ -131,8 +135,8 @@ fn own(stream: Stream) -> Result<OwnedFd, OutputError> {
 
 /// Copies the output of a run from pipes to its logs and the console.
 ///
-/// Put [`Pump::fds`] into the poll set and call [`Pump::on_readable`] when one is ready. When the first process of the run is
-/// gone and its leaf is empty, call [`Pump::finish`].
+/// Put [`Pump::fds`] into the poll set and call [`Pump::on_readable`] when one is ready. When the
+/// first process of the run is gone and its leaf is empty, call [`Pump::finish`].
 #[derive(Debug)]
 pub struct Pump {
     channels: [Channel; 2],
@@ -146,14 +150,16 @@ impl Pump {
         self.channels.iter().filter_map(|channel| channel.pipe.as_ref().map(AsFd::as_fd))
     }
 
-    /// Copies at most one chunk of each stream. Never waits for the run; waits for a console as the module says.
+    /// Copies at most one chunk of each stream. Never waits for the run; waits for a console as the
+    /// module says.
     pub fn on_readable(&mut self) {
         for channel in &mut self.channels {
             channel.copy(&mut self.dir, &mut self.buffer, CHUNK);
         }
     }
 
-    /// Copies what is in the pipes now, and no more: a writer that has got away must not hold up the end of its run (D21).
+    /// Copies what is in the pipes now, and no more: a writer that has got away must not hold up
+    /// the end of its run (D21).
     pub fn finish(&mut self) {
         for channel in &mut self.channels {
             channel.drain(&mut self.dir, &mut self.buffer);
@@ -201,7 +207,8 @@ impl Channel {
         Ok((theirs, Self { pipe: Some(ours), file, console }))
     }
 
-    /// Copies up to `limit` bytes, once. Returns how many; 0 if there is nothing now, or nothing more.
+    /// Copies up to `limit` bytes, once. Returns how many; 0 if there is nothing now, or nothing
+    /// more.
     fn copy(&mut self, dir: &mut LogDir, buffer: &mut [u8], limit: usize) -> usize {
         let Some(pipe) = &self.pipe else { return 0 };
         let room = limit.min(buffer.len());
@@ -323,8 +330,9 @@ impl FileSink {
         Ok(())
     }
 
-    /// Lets go of a file that the task has removed, and rotates one that is full. A rotation that does not work (the task may
-    /// have put a directory there) is tried again after the next piece; meanwhile the file grows.
+    /// Lets go of a file that the task has removed, and rotates one that is full. A rotation that
+    /// does not work (the task may have put a directory there) is tried again after the next piece;
+    /// meanwhile the file grows.
     fn look_after(&mut self, dir: &LogDir, stat: &FileStat) {
         let full =
             |rotate: &Rotate| is_full(stat.st_size as u64, rotate.log_size.get(), self.in_line);
@@ -348,8 +356,9 @@ fn reopen(dir: &mut LogDir, stream: Stream) -> Result<OwnedFd, Errno> {
     opened.map_err(|error| error.errno().unwrap_or(Errno::EPERM))
 }
 
-/// How much of `chunk` belongs into a file of `size` bytes that is rotated at `limit`: up to the end of the line in which it
-/// becomes full, so that no line is torn in two; but never more than [`CHUNK`] over.
+/// How much of `chunk` belongs into a file of `size` bytes that is rotated at `limit`: up to the
+/// end of the line in which it becomes full, so that no line is torn in two; but never more than
+/// [`CHUNK`] over.
 fn piece(chunk: &[u8], size: u64, limit: u64) -> usize {
     let room = |limit: u64| usize::try_from(limit.saturating_sub(size)).unwrap_or(usize::MAX);
     let (soft, hard) = (room(limit), room(limit.saturating_add(CHUNK as u64)));
@@ -378,17 +387,19 @@ struct Console {
 /// How to write without blocking.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
-    /// Regular files do not block, and a terminal or pipe that was opened anew has our own `O_NONBLOCK`.
+    /// Regular files do not block, and a terminal or pipe that was opened anew has our own
+    /// `O_NONBLOCK`.
     Plain,
     /// Sockets take a flag with each call.
     Socket,
-    /// Shared with others, who want it to block: written to in small pieces, and only when it polls writable.
+    /// Shared with others, who want it to block: written to in small pieces, and only when it polls
+    /// writable.
     Shared,
 }
 
 impl Console {
-    /// `O_NONBLOCK` belongs to the open file, which we share with the runner and whoever started it. So a terminal or pipe is
-    /// opened anew, through `/proc`.
+    /// `O_NONBLOCK` belongs to the open file, which we share with the runner and whoever started
+    /// it. So a terminal or pipe is opened anew, through `/proc`.
     fn new(stream: Stream) -> Result<Self, OutputError> {
         let fd = own(stream)?;
         let stat = fstat(&fd).map_err(OutputError::sys("fstat"))?;

@@ -7,10 +7,11 @@
 //!                               └─ first failure: report ─┘ exit
 //! ```
 //!
-//! All that can be made beforehand is: the child allocates nothing and only makes system calls. A step that fails ends the
-//! child before the program has run one instruction, and is the verdict of the run. Each change of rights is read back by a
-//! step of its own, since a call that says it worked and did nothing (a seccomp filter can make it so) must not leave a run
-//! with more rights than its user has.
+//! All that can be made beforehand is: the child allocates nothing and only makes system calls. A
+//! step that fails ends the child before the program has run one instruction, and is the verdict of
+//! the run. Each change of rights is read back by a step of its own, since a call that says it
+//! worked and did nothing (a seccomp filter can make it so) must not leave a run with more rights
+//! than its user has.
 //!
 //! What a run finds is promised in `docs/run-environment.md`.
 
@@ -44,7 +45,8 @@ const SHELL: &std::ffi::CStr = c"/bin/bash";
 /// File-mode creation mask of every run.
 const UMASK: Mode = Mode::from_bits_truncate(0o022);
 
-/// Exit status of a child that could not become the program. Nobody reads it: the report came first.
+/// Exit status of a child that could not become the program. Nobody reads it: the report came
+/// first.
 const NOT_STARTED: i32 = 126;
 
 /// All that defines one run.
@@ -108,7 +110,9 @@ pub enum Step {
     Chroot,
     /// Make it the working directory.
     Chdir,
-    /// Be in it.
+    /// Have it as the root directory.
+    VerifyRoot,
+    /// Be in it, and within the root directory.
     VerifyCwd,
     /// Let a change of uid take the capabilities along.
     Securebits,
@@ -158,6 +162,7 @@ impl Step {
             Self::CloseRange => "close_range",
             Self::Chroot => "chroot",
             Self::Chdir => "chdir",
+            Self::VerifyRoot => "verify root",
             Self::VerifyCwd => "verify cwd",
             Self::Securebits => "securebits",
             Self::Inheritable => "inheritable capabilities",
@@ -201,7 +206,7 @@ type Act = fn(&mut Plan) -> Result<(), Failure>;
 /// What the child does, in this order. The working directory and root change while it may still go
 /// anywhere; groups, gid and uid follow, in the only order in which each still has the right to;
 /// nothing after the uid needs one.
-const STEPS: [(When, Step, Act); 26] = [
+const STEPS: [(When, Step, Act); 28] = [
     (When::Always, Step::Setsid, |_| done(setsid())),
     (When::Always, Step::Signals, |_| done(signal::default_all())),
     (When::Always, Step::Umask, |_| done(Ok(umask(UMASK)))),
@@ -214,7 +219,9 @@ const STEPS: [(When, Step, Act); 26] = [
     (When::Chroot, Step::Chroot, Plan::change_root),
     (When::Chroot, Step::Chdir, |_| done(chdir(c"/"))),
     (When::NoChroot, Step::Chdir, |plan| done(fchdir(&plan.sandbox))),
-    (When::Always, Step::VerifyCwd, |plan| must(fs::cwd_is_inside(plan.chroot)?)),
+    (When::Chroot, Step::VerifyRoot, |plan| must(fs::is_dir(c"/", &plan.sandbox)?)),
+    (When::Always, Step::VerifyCwd, |plan| must(fs::is_dir(c".", &plan.sandbox)?)),
+    (When::Always, Step::VerifyCwd, |_| must(fs::cwd_is_reachable()?)),
     (When::Switch, Step::Securebits, |_| check_securebits()),
     (When::Always, Step::Inheritable, |_| clear_inheritable()),
     (When::Switch, Step::Setgroups, |plan| done(ids::set_groups(&plan.groups))),
@@ -299,7 +306,8 @@ pub struct Start {
 }
 
 impl Start {
-    /// Opens the output of `run` and lays out its program. The pump, if there is one, has the ends that the run will not have.
+    /// Opens the output of `run` and lays out its program. The pump, if there is one, has the ends
+    /// that the run will not have.
     ///
     /// # Errors
     ///
@@ -325,8 +333,8 @@ impl Start {
         Ok((Self { plan }, pump))
     }
 
-    /// Starts the run in `cgroup` and returns its first process, once that is `/bin/bash` or was killed before it could be.
-    /// The process has one thread.
+    /// Starts the run in `cgroup` and returns its first process, once that is `/bin/bash` or was
+    /// killed before it could be. The process has one thread.
     ///
     /// # Errors
     ///
@@ -402,8 +410,9 @@ impl Plan {
         }
     }
 
-    /// Without keys in the kernel, or where a seccomp filter forbids `keyctl` (to the run as well), there is nothing to leave.
-    /// A user who has all the keys that it may have keeps the ones of its own session.
+    /// Without keys in the kernel, or where a seccomp filter forbids `keyctl` (to the run as well),
+    /// there is nothing to leave. A user who has all the keys that it may have keeps the ones of
+    /// its own session.
     fn leave_keyring(&mut self) -> Result<(), Failure> {
         match inherit::new_session_keyring() {
             Ok(()) | Err(Errno::ENOSYS | Errno::EPERM) => Ok(()),
@@ -482,8 +491,8 @@ struct Report {
 impl Report {
     const SIZE: usize = 16;
 
-    /// Nobody could be told if it did not work; the coordinator would take the run for started, and then for ended by
-    /// [`NOT_STARTED`].
+    /// Nobody could be told if it did not work; the coordinator would take the run for started, and
+    /// then for ended by [`NOT_STARTED`].
     fn send(self, to: BorrowedFd<'_>) {
         let mut bytes = [0; Self::SIZE];
         bytes[..4].copy_from_slice(&self.number.to_ne_bytes());
@@ -492,7 +501,8 @@ impl Report {
         while write(to, &bytes) == Err(Errno::EINTR) {}
     }
 
-    /// Waits for a report; `None` at the end of file, where the child has become the program, or has died.
+    /// Waits for a report; `None` at the end of file, where the child has become the program, or
+    /// has died.
     fn receive(from: BorrowedFd<'_>) -> Result<Option<Self>, Errno> {
         let mut bytes = [0; Self::SIZE];
         let size = loop {
@@ -554,7 +564,8 @@ fn environment(run: &Run<'_>) -> Result<Vec<CString>, LaunchFailed> {
     Ok(environment)
 }
 
-/// `path` as bash must find it in `BASH_ENV`, which it expands like a word in double quotes: `bash(1)`, INVOCATION.
+/// `path` as bash must find it in `BASH_ENV`, which it expands like a word in double quotes:
+/// `bash(1)`, INVOCATION.
 fn unexpanded(path: &[u8]) -> Vec<u8> {
     let escape =
         |&byte: &u8| matches!(byte, b'$' | b'`' | b'\\').then_some(b'\\').into_iter().chain([byte]);

@@ -1,7 +1,8 @@
 //! System calls that the standard library and nix lack, and the only unsafe code of dewar.
 //!
-//! What runs between `clone3` and `execve` is here too: it makes system calls on values prepared before the clone, allocates
-//! nothing, takes no lock, and never relies on what libc remembers of its own process.
+//! What runs between `clone3` and `execve` is here too: it makes system calls on values prepared
+//! before the clone, allocates nothing, takes no lock, and never relies on what libc remembers of
+//! its own process.
 //!
 //! - [`clone`]: a child in its cgroup, with a pidfd
 //! - [`exec`]: becoming another program
