@@ -106,6 +106,19 @@ fn no_finalizer_starts_beside_one_that_is_torn_down() {
     assert_eq!([sim.opened_at("a", 1), sim.opened_at("b", 1)], [1100, 1100]);
 }
 
+/// T49: no time is left to run them anew.
+#[test]
+fn a_kill_without_time_ends_live_finalizers() {
+    let mut sim = Sim::new(task([process("main"), process("f").finalizer().runs([sleeps()])]));
+    sim.run_for(100);
+
+    sim.kill(0, false);
+    sim.run_to_end();
+
+    assert_eq!((sim.runs("f").as_str(), sim.over_at()), ("K", 100));
+    assert_eq!(*sim.verdict("f", 0), killed(KillStage::Deadline));
+}
+
 /// T49: to the verdict it makes no difference when the request came.
 #[test]
 fn a_kill_while_finalizing_makes_a_success_killed() {
