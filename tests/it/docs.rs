@@ -1,4 +1,5 @@
 //! The documents tell the truth about the source.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;
 use std::fs;

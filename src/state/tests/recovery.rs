@@ -189,6 +189,22 @@ fn a_reboot_ends_the_wait_for_a_retry() {
     assert_eq!((sim.runs("a").as_str(), sim.phase()), ("FS", Phase::Success));
 }
 
+/// T24: nor does the end of a run that only its coordinator recorded, before the reboot, make anything wait.
+#[test]
+fn an_end_of_an_earlier_boot_makes_nothing_wait() {
+    let a = process("a").max_failures(2).min_duration(3_600_000).runs([exits(1), exits(0)]);
+    let mut sim = Sim::new(task([a]));
+    sim.run_for(5);
+    sim.kill_runner();
+    sim.run_for(50);
+
+    sim.reboot(0, 7);
+    sim.run_for(0);
+
+    assert_eq!(sim.runs("a"), "Fr");
+    assert_eq!(sim.process_runs("a")[0].ended.unwrap().boot, 0);
+}
+
 /// What was left of a deadline is over.
 #[test]
 fn a_reboot_ends_a_task_that_was_about_to_end() {
