@@ -966,7 +966,7 @@ mod tests {
             assert!((2..300).contains(&written.len()), "{}", written.len());
             assert_eq!(writer.position().seq(), written.len() as u64);
         }
-        assert_eq!(writer.state.ragged, false);
+        assert!(!writer.state.ragged);
 
         free();
         writer.sync().unwrap();
