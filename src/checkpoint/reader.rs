@@ -296,33 +296,38 @@ impl Cursor {
         let Some(seed) = self.begin(file)? else {
             return Ok(None);
         };
+        // A writer that ran out of space takes back the part of a record that it wrote, and later writes another there.
+        // So what an earlier call has left of a part does not count: it is read anew before anything is said of it.
+        let mut is_fresh = self.chunk.bytes().is_empty();
         loop {
-            match frame::decode(seed, self.position.seq, self.chunk.bytes()) {
-                Ok(Frame { record, length }) => {
-                    self.chunk.consume(length);
-                    self.position.offset += length as u64;
-                    self.position.seq += 1;
-                    return Ok(Some(record));
-                }
-                Err(Stop::Incomplete { needed }) => {
-                    if !self.fill(file, needed)? {
-                        return Ok(None);
-                    }
-                }
-                Err(Stop::Bad(_)) => {
-                    // A writer that ran out of space takes back the part of a record that it wrote, and later writes
-                    // something else there: what was read in two halves may be of two records. Read it again.
-                    self.chunk.clear();
-                    match self.rest(file, seed)? {
-                        Rest::Record => {}
-                        Rest::Empty | Rest::Torn => return Ok(None),
-                        Rest::Corrupt(flaw) => {
-                            return Err(self.corrupt(self.position.offset, flaw));
-                        }
-                    }
-                }
+            let stop = match frame::decode(seed, self.position.seq, self.chunk.bytes()) {
+                Ok(frame) => return Ok(Some(self.pass(frame))),
+                Err(stop) => stop,
+            };
+            if let Stop::Incomplete { needed } = stop
+                && self.fill(file, needed)?
+            {
+                continue;
+            }
+            self.chunk.clear();
+            match stop {
+                _ if !is_fresh => is_fresh = true,
+                Stop::Incomplete { .. } => return Ok(None),
+                Stop::Bad(_) => match self.rest(file, seed)? {
+                    Rest::Record => {}
+                    Rest::Empty | Rest::Torn => return Ok(None),
+                    Rest::Corrupt(flaw) => return Err(self.corrupt(self.position.offset, flaw)),
+                },
             }
         }
+    }
+
+    /// Goes on behind a frame that was decoded.
+    fn pass(&mut self, frame: Frame) -> Record {
+        self.chunk.consume(frame.length);
+        self.position.offset += frame.length as u64;
+        self.position.seq += 1;
+        frame.record
     }
 
     pub(super) fn tail(&mut self, file: &File) -> Result<Tail, ReadError> {
@@ -354,13 +359,11 @@ impl Cursor {
         Ok(frame::classify(seed, seq, &bytes, more))
     }
 
-    /// Reads on until a frame of `needed` bytes is whole. If the file does not have that much, says no and forgets
-    /// the part that is there, which may be taken back.
+    /// Reads on until a frame of `needed` bytes is whole. If the file does not have that much, says no.
     fn fill(&mut self, file: &File, needed: usize) -> Result<bool, ReadError> {
         if needed > CHUNK_MAX {
             let size = self.size(file)?;
             if size < self.position.offset + needed as u64 {
-                self.chunk.clear();
                 return Ok(false);
             }
         }
@@ -369,13 +372,9 @@ impl Cursor {
             let read = retry(|| file.read_at(self.chunk.room(needed), offset))
                 .map_err(|source| IoError::new("pread", &self.path, source))?;
             if read == 0 {
-                self.chunk.clear();
                 let size = self.size(file)?;
-                return if size < self.position.offset {
-                    Err(self.shrunk(size))
-                } else {
-                    Ok(false)
-                };
+                let is_shorter = size < self.position.offset;
+                return if is_shorter { Err(self.shrunk(size)) } else { Ok(false) };
             }
             self.chunk.extend(read);
         }
@@ -566,6 +565,26 @@ mod tests {
         }
     }
 
+    /// As before, but the part was read together with a record before it.
+    #[test]
+    fn half_a_record_behind_another_that_is_replaced_is_read_anew() {
+        let [old, new] = [3000, 1000].map(|length| {
+            let mut records = life();
+            records[1].kind = Some(launch(length));
+            (stream(&runner(), &records), records)
+        });
+        for seen in (1..60).chain([500, 1500, 2500]) {
+            let (_dir, root) = root();
+            let end = old.0.bounds[1];
+            let mut reader = reader(&root, &old.0.bytes[..end + seen]);
+            reader.next_record().unwrap().unwrap();
+
+            fs::write(root.stream(&runner()), &new.0.bytes[..new.0.bounds[2]]).unwrap();
+
+            assert_eq!(reader.next_record().unwrap(), Some(new.1[1].clone()), "after {seen} bytes");
+        }
+    }
+
     #[test]
     fn records_of_any_length_are_read_in_order() {
         let (_dir, root) = root();
@@ -612,12 +631,12 @@ mod tests {
         bytes.extend_from_slice(&(frame::RECORD_MAX as u32).to_le_bytes());
         bytes.extend_from_slice(&[1; 100]);
         let mut reader = reader(&root, &bytes);
-        let chunk = reader.cursor.chunk.buffer.capacity();
-        assert!(chunk <= CHUNK_MAX, "{chunk}");
 
+        assert!(reader.cursor.fill(&reader.file, 8).unwrap());
         assert!(!reader.cursor.fill(&reader.file, FRAME_MAX).unwrap());
 
-        assert_eq!(reader.cursor.chunk.buffer.capacity(), 0);
+        let capacity = reader.cursor.chunk.buffer.capacity();
+        assert!(capacity <= CHUNK_MAX, "{capacity}");
         assert_eq!(reader.next_record().unwrap(), None);
         assert_eq!(reader.tail().unwrap(), Tail::Torn { bytes: 104 });
     }
