@@ -282,7 +282,9 @@ impl Writer {
         }
         self.sync_data()?;
         if self.state.unlisted {
-            file::sync_entry(&self.path).inspect_err(|_| self.state.poisoned = true)?;
+            // A directory that could not be opened can be tried again; one that could not be synced cannot.
+            file::sync_entry(&self.path)
+                .inspect_err(|error| self.state.poisoned = error.call == "fsync")?;
             self.state.unlisted = false;
         }
         self.refuse_removed()
@@ -305,11 +307,11 @@ impl Writer {
     /// [`WriteError::NoSpace`]; nothing changed.
     pub fn reserve(&mut self, bytes: u64) -> Result<(), WriteError> {
         self.refuse_poisoned()?;
-        let needed = self.end + self.pending.bytes.len() as u64 + bytes;
+        let needed = bytes.saturating_add(self.end + self.pending.bytes.len() as u64);
         if needed <= self.reserved {
             return Ok(());
         }
-        let until = needed.next_multiple_of(RESERVE_STEP);
+        let until = needed.checked_next_multiple_of(RESERVE_STEP).unwrap_or(needed);
         match allocate(self.locked.file(), self.end, until) {
             Ok(()) | Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => {
                 self.reserved = until;
@@ -1056,6 +1058,31 @@ mod tests {
             fs::remove_file(filler).unwrap();
             create(&root);
         });
+    }
+
+    /// Attack 36: what can be repaired does not end the stream.
+    #[test]
+    fn a_directory_that_cannot_be_opened_can_be_synced_later() {
+        let (_dir, root) = root();
+        let mut writer = create(&root);
+        append(&mut writer);
+        let (dir, aside) = (root.checkpoint(&runner().task), root.path().join("aside"));
+        fs::rename(&dir, &aside).unwrap();
+
+        let error = writer.sync().unwrap_err();
+        fs::rename(&aside, &dir).unwrap();
+
+        assert!(matches!(error, WriteError::Io(IoError { call: "open", .. })), "{error}");
+        writer.sync().unwrap();
+    }
+
+    #[test]
+    fn more_space_than_there_can_be_is_refused() {
+        let (_dir, root) = root();
+
+        let error = create(&root).reserve(u64::MAX).unwrap_err();
+
+        assert!(matches!(error, WriteError::NoSpace { .. }), "{error}");
     }
 
     #[test]
