@@ -8,6 +8,8 @@ use std::process::{self, Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::unistd::Pid;
+
 use super::dir::Dir;
 use super::host::Mounts;
 use super::{Base, Cgroup, Options, TaskCgroup, find};
@@ -41,10 +43,6 @@ impl Scratch {
     /// The base's own directory.
     pub(super) fn dir(&self) -> &Dir {
         &self.dir
-    }
-
-    pub(super) fn path(&self) -> &Path {
-        self.base.path()
     }
 
     pub(super) fn task(&self, id: &str) -> TaskCgroup {
@@ -94,6 +92,10 @@ pub(super) struct Inhabitant {
 }
 
 impl Inhabitant {
+    pub(super) fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().try_into().unwrap())
+    }
+
     /// The next line that it says.
     pub(super) fn line(&mut self) -> String {
         read_line(&mut self.lines)
@@ -145,9 +147,13 @@ pub(super) fn eventually(what: &str, mut met: impl FnMut() -> bool) {
     }
 }
 
-/// Command line that runs the test `name` of this very binary in a process of its own, by a shell
-/// that has done `before` first.
-pub(super) fn rerun(before: &str, name: &str) -> String {
+/// Shell script that does `before`, then becomes `with` (such as `setpriv …`, or nothing) running
+/// the test `name`, an ignored one, of this very binary in that process of its own.
+///
+/// The binary goes by descriptor: another user may not reach its directory.
+pub(super) fn rerun(before: &str, with: &str, name: &str) -> String {
     let exe = env::current_exe().unwrap();
-    format!("{before} {} --exact {name} --include-ignored --nocapture -q", exe.display())
+    let exe = exe.display();
+    let test = format!("--exact {name} --ignored --nocapture -q");
+    format!("exec 9<'{exe}'; {before}\nexec {with} /proc/self/fd/9 {test} 2>&1")
 }
