@@ -288,11 +288,12 @@ mod tests {
         wait
     "#;
 
-    /// Twenty processes, each of which forks the next and exits: a pid that was read is stale.
+    /// Twenty processes, each of which forks the next and exits, so that a pid that was read is
+    /// stale; and orphans beside them. It all ends by itself, lest a defect here outlives the test.
     const HOPPING: &str = r#"
-        hop='sh -c "$HOP" & exit'; export HOP="$hop"
-        for n in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do sh -c "$hop"; done
-        echo hopping; while :; do (setsid sh -c : &); done
+        export HOPS=3000 HOP='[ $HOPS -gt 0 ] || exit; HOPS=$((HOPS-1)); sh -c "$HOP" & exit'
+        for n in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do sh -c "$HOP"; done
+        echo hopping; for n in $(seq 3000); do (setsid sh -c : &); done; sleep 600
     "#;
 
     fn soon() -> Instant {
