@@ -719,4 +719,6 @@ fn within(path: &str) -> impl Iterator<Item = &str> {
 }
 
 #[cfg(test)]
+mod oracle;
+#[cfg(test)]
 mod tests;

@@ -664,7 +664,7 @@ fn bombs_are_refused_with_a_reason() {
     let expansion = "with its aliases expanded, the file is too large";
     let processes = "- {name: p, cmdline: x}\n".repeat(MAX_PROCESSES + 1);
     let merges = format!("a: &a {{{}}}\nb: {{<<: [{}]}}", keys(2000), vec!["*a"; 2000].join(","));
-    let text = format!("a: &a {}\nb: [{}]", "x".repeat(1 << 20), vec!["*a"; 9].join(","));
+    let text = format!("a: &a {}\nb: [{}]", "x".repeat(1 << 20), ["*a"; 9].join(","));
     let orders = format!(
         "{}constraints:\n- &o {{order: [{}]}}\n{}",
         task(""),
