@@ -17,7 +17,7 @@ pub(super) const MAX_VALUES: u32 = 600_000;
 /// Most bytes of text in a file, every use of an alias counted in full.
 pub(super) const MAX_TEXT: u32 = 4 << 20;
 /// Deepest nesting of lists and mappings in brackets, and of those by indentation. A task needs 6.
-const MAX_DEPTH: usize = 32;
+pub(super) const MAX_DEPTH: usize = 32;
 
 /// A node of a tree, by its index.
 pub(super) type NodeId = u32;

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::task::spec::{FileMode, Graph, Logger, ProcessSpec, Resources, Rotate};
-use crate::task::{NAME_MAX, ProcessName};
+use crate::task::{NAME_MAX, ProcessName, node};
 
 fn bindings() -> Bindings {
     Bindings {
@@ -719,6 +719,57 @@ fn errors_beyond_a_thousand_are_counted() {
     let report = refused(source);
 
     assert_eq!((report.diagnostics().len(), report.more()), (1000, 500));
+}
+
+const REFERENCE: &str = include_str!("../../../docs/task-file.md");
+
+/// A piece of the reference as a whole task.
+fn whole_task(piece: &str) -> String {
+    let indented = piece.replace('\n', "\n  ");
+    match piece.split(':').next() {
+        Some("constraints") => {
+            let processes: String = ["fetch", "build", "test", "lint"]
+                .map(|name| format!("- {{name: {name}, cmdline: x}}\n"))
+                .concat();
+            format!("processes:\n{processes}{piece}")
+        }
+        Some("resources") => task(piece),
+        Some("logger") => format!("processes:\n- name: p\n  cmdline: x\n  {indented}"),
+        _ => piece.to_owned(),
+    }
+}
+
+#[test]
+fn every_example_of_the_reference_is_accepted() {
+    let pieces: Vec<_> = REFERENCE.split("```yaml\n").skip(1).collect();
+    assert_eq!(pieces.len(), 6);
+    for piece in pieces {
+        let piece = piece.split("```").next().unwrap_or_default();
+        spec(&whole_task(piece));
+    }
+}
+
+#[test]
+fn the_reference_states_every_limit_and_field() {
+    let mib = |bytes: usize| bytes >> 20;
+    for row in [
+        format!("| size of the file | {} MiB |", mib(MAX_FILE_BYTES)),
+        format!("| {}, {} MiB |", node::MAX_VALUES, mib(node::MAX_TEXT as usize)),
+        format!("by indentation | {} |", node::MAX_DEPTH),
+        format!("| processes | {MAX_PROCESSES} |"),
+        format!("| names in all orders | {MAX_ORDER_NAMES} |"),
+        format!("filling in templates | {} MiB |", mib(template::MAX_BYTES)),
+        format!("| length of a reference | {} bytes |", template::MAX_REFERENCE),
+        format!("at most {} bytes, no NUL", validate::MAX_CMDLINE_BYTES),
+        format!("at most {} s", validate::MAX_DURATION.as_secs()),
+    ] {
+        assert!(REFERENCE.contains(&row), "{row}");
+    }
+    for schema in [&schema::TASK, &schema::PROCESS, &schema::RESOURCES, &schema::LOGGER] {
+        for field in schema.fields {
+            assert!(REFERENCE.contains(&format!("`{}", field.name)), "{}", field.name);
+        }
+    }
 }
 
 /// Fragments that YAML and this schema give a meaning to.
