@@ -13,7 +13,7 @@ use super::diagnostic::{Problem, Problems};
 use super::quoted;
 
 /// Most values of a file, every use of an alias counted in full.
-pub(super) const MAX_VALUES: u32 = 600_000;
+pub(super) const MAX_VALUES: u32 = 500_000;
 /// Most bytes of text in a file, every use of an alias counted in full.
 pub(super) const MAX_TEXT: u32 = 4 << 20;
 /// Deepest nesting of lists and mappings in brackets, and of those by indentation. A task needs 6.
@@ -258,6 +258,9 @@ impl<'s, 'p> Builder<'s, 'p> {
         while let Some(event) = parser.next_event() {
             let (event, span) = event.map_err(|error| self.syntax(&error))?;
             let place = self.place(&span);
+            if self.problems.is_full() {
+                return Err(whole(place, "too many errors to read on", "fewer errors"));
+            }
             match event {
                 Event::DocumentStart(..) if self.root.is_some() => {
                     return Err(whole(place, "a second document", "one document in the file"));

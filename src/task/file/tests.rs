@@ -721,6 +721,14 @@ fn errors_beyond_a_thousand_are_counted() {
     assert_eq!((report.diagnostics().len(), report.more()), (1000, 500));
 }
 
+/// attack 52: errors of the YAML itself end the reading, so that they cost nothing.
+#[test]
+fn a_thousand_errors_of_the_tree_are_enough() {
+    let report = refused("- *a\n".repeat(100_000));
+
+    assert_eq!((report.diagnostics().len(), report.more()), (1000, 1));
+}
+
 const REFERENCE: &str = include_str!("../../../docs/task-file.md");
 
 /// A piece of the reference as a whole task.
