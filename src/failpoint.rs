@@ -4,7 +4,8 @@
 //!
 //! - `dewar-runner --failpoints` lists them, one a line, so that a test can loop over all.
 //! - `DEWAR_FAILPOINT=NAME=ACTION@TOKEN` arms one. ACTION is `kill` (SIGKILL to itself), `panic`, or the name
-//!   of an errno (`ENOSPC`). It acts once: only in the process that manages to remove the file TOKEN.
+//!   of an errno (`ENOSPC`). It acts once, in whichever process passes it after as many passes as the file TOKEN has
+//!   bytes: each pass takes one byte, and the one that finds none removes the file and acts.
 //! - `DEWAR_FAILPOINT_TRACE=FILE` appends the name of every point that is passed to FILE.
 
 use std::io;
@@ -121,7 +122,7 @@ pub fn hit(point: Failpoint) -> io::Result<()> {
 mod armed {
     use std::fs::{OpenOptions, remove_file};
     use std::io::{self, Write};
-    use std::path::PathBuf;
+    use std::path::{Path, PathBuf};
     use std::sync::OnceLock;
 
     use nix::errno::Errno;
@@ -159,10 +160,23 @@ mod armed {
             file.and_then(|mut file| file.write_all(line.as_bytes()))?;
         }
         match &setup.armed {
-            Some(armed) if armed.name == point.name() && remove_file(&armed.token).is_ok() => {
+            Some(armed) if armed.name == point.name() && is_due(&armed.token)? => {
                 act(&armed.action)
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Takes a byte of the token, or the token itself. Under a lock: coordinators pass points side by side.
+    fn is_due(token: &Path) -> io::Result<bool> {
+        let file = match OpenOptions::new().write(true).open(token) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            opened => opened?,
+        };
+        file.lock()?;
+        match file.metadata()?.len() {
+            0 => Ok(remove_file(token).is_ok()),
+            passes => file.set_len(passes - 1).map(|()| false),
         }
     }
 
