@@ -409,7 +409,7 @@ impl Runner {
             for nudge in buffer[..count].as_chunks::<4>().0 {
                 let process = u32::from_ne_bytes(*nudge);
                 if self.starting.contains(&process) {
-                    self.absorb(process)?;
+                    self.nudged(process)?;
                 }
             }
             if count < buffer.len() {
