@@ -124,7 +124,9 @@ impl Runner {
             descriptors: self.descriptors,
         };
         let (pid, pidfd) =
-            clone::fork(|| coordinator::main(job)).map_err(|errno| ("fork", errno.into()))?;
+            process::while_minding_children(|| clone::fork(|| coordinator::main(job)))
+                .and_then(|forked| Ok(forked?))
+                .map_err(|error| ("fork", error))?;
         Ok(Start::Forked(Coordinator { pid: pid.as_raw(), pidfd }))
     }
 
