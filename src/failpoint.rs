@@ -5,7 +5,8 @@
 //! - `dewar-runner --failpoints` lists them, one a line, so that a test can loop over all.
 //! - `DEWAR_FAILPOINT=NAME=ACTION@TOKEN` arms one. ACTION is `kill` (SIGKILL to itself), `panic`, or the name
 //!   of an errno (`ENOSPC`). It acts once, in whichever process passes it after as many passes as the file TOKEN has
-//!   bytes: each pass takes one byte, and the one that finds none removes the file and acts.
+//!   bytes: each pass takes one byte, and the one that finds none removes the file and acts. `ACTION*` acts at every
+//!   pass for as long as TOKEN is there.
 //! - `DEWAR_FAILPOINT_TRACE=FILE` appends the name of every point that is passed to FILE.
 
 use std::io;
@@ -160,10 +161,18 @@ mod armed {
             file.and_then(|mut file| file.write_all(line.as_bytes()))?;
         }
         match &setup.armed {
-            Some(armed) if armed.name == point.name() && is_due(&armed.token)? => {
-                act(&armed.action)
-            }
+            Some(armed) if armed.name == point.name() => armed.pass(),
             _ => Ok(()),
+        }
+    }
+
+    impl Armed {
+        fn pass(&self) -> io::Result<()> {
+            match self.action.strip_suffix('*') {
+                Some(action) if self.token.exists() => act(action),
+                None if is_due(&self.token)? => act(&self.action),
+                _ => Ok(()),
+            }
         }
     }
 

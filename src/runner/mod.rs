@@ -227,6 +227,10 @@ impl Runner {
     /// Decides, records, then acts, until nothing is left to do.
     fn turn(&mut self) -> Result<(), RunnerError> {
         loop {
+            // What is known only here is nothing to decide on: it may be lost yet.
+            if self.stalled.is_some() && !self.flush()? {
+                return Ok(());
+            }
             self.collect_empty()?;
             self.due_retries();
             let effects = plan(&self.state, clock::boot_nanos());
@@ -354,6 +358,7 @@ impl Runner {
     fn take_requests(&mut self) -> Result<(), RunnerError> {
         while let Some(asked) = self.control.next().map_err(doing("read the control socket"))? {
             match asked {
+                Asked::Kill { reply, .. } if self.is_over() => reply.send("the task is over"),
                 Asked::Kill { wait, lost, by, reply } => {
                     self.request_kill(wait, lost, by)?;
                     self.replies.push(reply);
@@ -378,12 +383,16 @@ impl Runner {
         Ok(())
     }
 
+    fn is_over(&self) -> bool {
+        self.state.phase().is_some_and(Phase::is_terminal)
+    }
+
     fn launch_uid(&self) -> u32 {
         self.launch.identity.as_ref().map_or(0, |identity| identity.uid)
     }
 
     fn request_kill(&mut self, wait: Duration, lost: bool, by: Peer) -> Result<(), RunnerError> {
-        if self.state.phase().is_some_and(Phase::is_terminal) {
+        if self.is_over() {
             return Ok(());
         }
         let at = clock::now();
@@ -426,6 +435,8 @@ impl Runner {
         if self.writer.is_pending() {
             return Ok(None);
         }
+        // An earlier runner may have died between the record and its sync.
+        self.writer.sync()?;
         hit(Failpoint::RunnerTerminal).map_err(doing("pass a failpoint"))?;
         tasks::finish(&self.root, &self.task)?;
         hit(Failpoint::RunnerFinished).map_err(doing("pass a failpoint"))?;
