@@ -30,6 +30,14 @@ macro_rules! failpoints {
 }
 
 failpoints! {
+    /// The stream of a task is about to be made.
+    AcceptStream = "accept::stream",
+    /// The stream is there and locked; the launch is about to be written to it.
+    AcceptHeader = "accept::header",
+    /// The launch is on disk; the task is not accepted.
+    AcceptSynced = "accept::synced",
+    /// The task is accepted; nobody was told.
+    AcceptAccepted = "accept::accepted",
     /// The runner holds the lock and has replayed its stream.
     RunnerReplayed = "runner::replayed",
     /// The control socket and the nudge pipe are there.

@@ -22,7 +22,7 @@ use super::perform::Act;
 use super::sources::{Sources, Wake};
 use super::{CONTROL, Coordinator, Live, NUDGES, Options, Runner, RunnerError, doing};
 use crate::cgroup::{self, TaskCgroup, Unenforceable};
-use crate::checkpoint::{Identity, ReadError, Reader, Recovery, Root, lock};
+use crate::checkpoint::{Identity, ReadError, Reader, Recovery, Root, lock, tasks};
 use crate::failpoint::{Failpoint, hit};
 use crate::proto::record::Kind;
 use crate::proto::run_transition::State as Step;
@@ -45,6 +45,9 @@ impl Runner {
         process::forget_children().map_err(doing("ignore SIGCHLD"))?;
         let root = Root::new(root)?;
         let mut recovery = Recovery::open(&root, Identity::runner(task.clone()))?;
+        if !tasks::is_known(&root, &task) {
+            return Err(RunnerError::NotAccepted(task));
+        }
         let (launch, state) = replay(&root, &task, &mut recovery)?;
         let recovered = recovery.finish()?;
         hit(Failpoint::RunnerReplayed).map_err(doing("pass a failpoint"))?;

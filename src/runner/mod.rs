@@ -90,6 +90,9 @@ pub enum RunnerError {
         /// What is wrong with it.
         why: String,
     },
+    /// There is a stream, but nobody was told that the task is accepted: whoever was accepting it was stopped, or is at it.
+    #[error("task {0} was not accepted")]
+    NotAccepted(TaskId),
     /// The runner itself was about to record nonsense.
     #[error("defect: an event {0}")]
     Defect(#[from] crate::state::ApplyError),
@@ -129,6 +132,7 @@ impl RunnerError {
         matches!(
             self,
             Self::Open(OpenError::Held { .. })
+                | Self::NotAccepted(_)
                 | Self::NoBase
                 | Self::Base(_)
                 | Self::Cgroup(_)
