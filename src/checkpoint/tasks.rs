@@ -62,6 +62,12 @@ pub fn finish(root: &Root, id: &TaskId) -> Result<(), IoError> {
     sync_tasks(root)
 }
 
+/// Whether a task of this id was accepted, be it over or not. A task is moved once, so the place where it ends is looked
+/// at last.
+pub fn is_known(root: &Root, id: &TaskId) -> bool {
+    [Place::Active, Place::Finished].iter().any(|&place| root.task(place, id).exists())
+}
+
 /// Refuses an id that is taken.
 ///
 /// Whoever holds the hidden file is the only one who can make a task active, so one that is not active here is

@@ -69,7 +69,8 @@ pub fn clone_into(
 ///
 /// This is libc's `fork` and not `clone3`, because the child lives on in libc: only `fork` renews
 /// what libc remembers of the process (with musl, `abort` after a raw clone would signal the
-/// parent). Call it from a process of one thread.
+/// parent). Call it from a process of one thread, and not from one that forgets its children: see
+/// [`while_minding_children`](super::process::while_minding_children).
 ///
 /// # Errors
 ///
