@@ -1,5 +1,7 @@
 //! dewar runs tasks, each a DAG of processes, in cgroup v2, and never loses track of one.
 
+pub mod cli;
 pub mod proto;
 pub mod state;
 pub mod task;
+pub mod view;

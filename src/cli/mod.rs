@@ -1,0 +1,6 @@
+//! The command line: `dewar`.
+
+pub mod args;
+pub mod progress;
+pub mod term;
+pub mod words;
