@@ -1,7 +1,9 @@
 //! dewar runs tasks, each a DAG of processes, in cgroup v2, and never loses track of one.
 
+pub mod checkpoint;
 pub mod cli;
 pub mod proto;
 pub mod state;
+pub mod sys;
 pub mod task;
 pub mod view;

@@ -1,0 +1,3 @@
+//! The kernel's own calls.
+
+pub mod lock;
