@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 pub mod cli;
+pub mod observe;
 pub mod proto;
 pub mod state;
 pub mod sys;

@@ -74,6 +74,15 @@ impl Replay {
         let Some(proto::record::Kind::Launch(launch)) = header.kind else {
             return Err(ReplayError::NoLaunch);
         };
+        Self::accepted(launch)
+    }
+
+    /// Starts with a task that was accepted, before anything happened to it.
+    ///
+    /// # Errors
+    ///
+    /// [`ReplayError`] if it holds no valid task.
+    pub fn accepted(launch: Launch) -> Result<Self, ReplayError> {
         let task = launch.task.as_ref().ok_or(ReplayError::NoLaunch)?;
         let spec = TaskSpec::from_proto(task).map_err(ReplayError::Launch)?;
         let state = TaskState::new(spec, launch.loss_limit);
@@ -126,7 +135,8 @@ pub fn task_view(launch: &Launch, state: &TaskState, runner_pid: Option<i32>) ->
         state: state.phase().unwrap_or(Phase::Active).to_proto().into(),
         sandbox: launch.sandbox.clone(),
         ports: launch.ports.clone(),
-        runner_pid,
+        // What still holds the lock of a task that is over has nothing left to run.
+        runner_pid: runner_pid.filter(|_| !state.phase().is_some_and(Phase::is_terminal)),
         state_history: state.history().iter().map(history_entry).collect(),
         unenforced: launch.unenforced.clone(),
         processes: processes.map(|(spec, process)| process_view(spec, process)).collect(),

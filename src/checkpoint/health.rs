@@ -66,11 +66,7 @@ pub fn examine(
     }
 }
 
-fn replay(
-    root: &Root,
-    identity: &Identity,
-    each: impl FnMut(Record),
-) -> Result<Health, ReadError> {
+fn replay(root: &Root, identity: &Identity, each: impl FnMut(Record)) -> Result<Health, ReadError> {
     let mut reader = Reader::open(root, identity)?;
     let tail = reader.replay(each)?;
     let torn_bytes = match tail {

@@ -371,7 +371,11 @@ impl Cursor {
             if read == 0 {
                 self.chunk.clear();
                 let size = self.size(file)?;
-                return if size < self.position.offset { Err(self.shrunk(size)) } else { Ok(false) };
+                return if size < self.position.offset {
+                    Err(self.shrunk(size))
+                } else {
+                    Ok(false)
+                };
             }
             self.chunk.extend(read);
         }

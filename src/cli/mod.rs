@@ -1,6 +1,14 @@
 //! The command line: `dewar`.
 
 pub mod args;
+pub mod failure;
+pub mod follow;
+pub mod json;
+pub mod out;
+pub mod printer;
 pub mod progress;
+pub mod report;
+pub mod signals;
+pub mod table;
 pub mod term;
 pub mod words;

@@ -223,3 +223,106 @@ fn unpainted(line: &str) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto;
+    use crate::state::Phase;
+    use crate::view::tests::{Script, exited, launch, process, task};
+
+    const FRAME: Frame = Frame { rows: 24, columns: 80, now: 2_000_000_000, style: Style::Plain };
+
+    fn picture(script: &Script, frame: Frame) -> Vec<String> {
+        let cpu = |_, _| Some(Duration::from_millis(310));
+        lines(script.replay.launch(), script.replay.state(), &cpu, frame)
+    }
+
+    fn three() -> Script {
+        let retried = proto::Process { max_failures: Some(2), ..process("flaky") };
+        let processes = vec![process("build"), retried, process("publish")];
+        let mut script = Script::new(launch(task(processes, &[&["build", "publish"]])));
+        script.enter(Phase::Active).run(1, 0, exited(1)).start(0, 0);
+        script
+    }
+
+    #[test]
+    fn each_process_has_a_line_with_state_run_time_and_cpu() {
+        assert_eq!(
+            picture(&three(), FRAME),
+            [
+                "web-1  ACTIVE  0 of 3 done  1.99s",
+                "  build    RUNNING  run 0      1.99s    0.31s CPU",
+                "  flaky    FAILED   run 0      0.00s",
+                "  publish  not yet",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_small_terminal_shows_what_runs_and_counts_the_rest() {
+        assert_eq!(
+            picture(&three(), Frame { rows: 3, ..FRAME }),
+            [
+                "web-1  ACTIVE  0 of 3 done  1.99s",
+                "  build  RUNNING  run 0      1.99s    0.31s CPU",
+                "  … 2 more: 0 done, 1 not yet run",
+            ]
+        );
+    }
+
+    #[test]
+    fn no_line_is_longer_than_the_terminal_is_wide_nor_are_there_more_than_rows() {
+        let names = [
+            "\u{202e}evil",
+            "名前名前名前",
+            "x",
+            "long-long-long-long-long-long-long-long-long-name",
+        ];
+        let mut script =
+            Script::new(launch(task(names.iter().map(|name| process(name)).collect(), &[])));
+        script.enter(Phase::Active).start(0, 0).start(1, 0);
+        for style in [Style::Plain, Style::Coloured] {
+            for columns in 0..90 {
+                for rows in 0..6 {
+                    let lines = picture(&script, Frame { rows, columns, style, ..FRAME });
+                    assert!(lines.len() <= rows, "{rows} rows: {lines:?}");
+                    for line in lines {
+                        let plain = unpainted(&line);
+                        assert!(width(&plain) <= columns, "{columns} columns: {plain:?}");
+                        assert!(!plain.contains('\u{202e}'), "attack 47: {plain:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Runs of an earlier boot have no time by this boot's clock.
+    #[test]
+    fn a_run_of_another_boot_has_no_time() {
+        let mut run = three().replay.state().processes()[0].runs[0].clone();
+        assert_eq!(run_time(&run, 2_000_000_000), Some(Duration::from_millis(1_992)));
+        run.started = Some(Stamp { boot: 0, wall: 5 });
+        assert_eq!(run_time(&run, 2_000_000_000), None);
+    }
+
+    #[test]
+    fn a_picture_is_drawn_over_the_one_before() {
+        let mut screen = Screen::default();
+        let lines = |texts: &[&str]| texts.iter().map(ToString::to_string).collect::<Vec<_>>();
+
+        assert_eq!(screen.draw(&lines(&["one", "two"]), 80), "one\x1b[K\r\ntwo\x1b[K\r\n\x1b[J");
+        assert_eq!(screen.draw(&lines(&["three"]), 80), "\r\x1b[2Athree\x1b[K\r\n\x1b[J");
+        assert_eq!(screen.clear(80), "\r\x1b[1A\x1b[J");
+        assert_eq!(screen.clear(80), "");
+    }
+
+    /// SIGWINCH: what was drawn on 80 columns takes more rows on 20.
+    #[test]
+    fn lines_that_a_narrower_terminal_has_wrapped_are_drawn_over() {
+        let mut screen = Screen::default();
+        screen.draw(&["\x1b[32mgreen\x1b[0m".to_owned(), "x".repeat(50)], 80);
+
+        assert!(screen.draw(&["x".to_owned()], 20).starts_with("\r\x1b[4A"));
+    }
+}
