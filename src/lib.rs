@@ -1,5 +1,6 @@
 //! dewar runs tasks, each a DAG of processes, in cgroup v2, and never loses track of one.
 
+pub mod cgroup;
 pub mod checkpoint;
 pub mod cli;
 pub mod observe;
