@@ -454,3 +454,443 @@ impl Names {
         Ok(Identity { task, stream })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
+
+    use super::*;
+    use crate::checkpoint::testing::{
+        Bytes, any_kind, coordinator, entered, launch, life, runner, sequence, stream, task,
+    };
+    use crate::proto::TaskState;
+
+    /// What a stream in memory is to who expects it to be `identity`.
+    #[derive(Debug, PartialEq)]
+    enum End {
+        Clean,
+        Torn { bytes: usize },
+        Corrupt { offset: usize, flaw: Flaw },
+        Version(u32),
+    }
+
+    fn read(identity: &Identity, bytes: &[u8]) -> (Vec<Record>, End) {
+        let (start, beyond) = bytes.split_at(bytes.len().min(HEADER_MAX));
+        let header = match begin(start, trimmed(beyond) > 0) {
+            Ok(Some(header)) => header,
+            Ok(None) if bytes.is_empty() => return (vec![], End::Clean),
+            Ok(None) => return (vec![], End::Torn { bytes: bytes.len() }),
+            Err(HeaderError::Version(version)) => return (vec![], End::Version(version)),
+            Err(HeaderError::Flaw(flaw)) => return (vec![], End::Corrupt { offset: 0, flaw }),
+            Err(HeaderError::Incomplete) => panic!("begin does not say this"),
+        };
+        if header.identity != *identity {
+            let flaw = Flaw::Identity(Box::new(header.identity));
+            return (vec![], End::Corrupt { offset: 0, flaw });
+        }
+        let mut scan = Scan::new(&header, bytes);
+        let records = scan.by_ref().collect();
+        let offset = scan.offset();
+        let end = match scan.rest() {
+            Rest::Empty => End::Clean,
+            Rest::Torn => End::Torn { bytes: bytes.len() - offset },
+            Rest::Corrupt(flaw) => End::Corrupt { offset, flaw },
+            Rest::Record => panic!("a scan leaves no record"),
+        };
+        (records, end)
+    }
+
+    #[test]
+    fn a_header_is_laid_out_as_promised() {
+        let bytes = encode_header(&coordinator());
+
+        let mut expected =
+            b"\x89dewar\r\n\x01\0\0\0\x28\0\0\0\x01\0\x0f\0tcoordinator.web".to_vec();
+        expected.extend_from_slice(&crc32c::crc32c(&expected).to_le_bytes());
+        assert_eq!(bytes, expected);
+        assert_eq!(decode_header(&bytes).unwrap().identity, coordinator());
+    }
+
+    #[test]
+    fn a_frame_is_laid_out_as_promised() {
+        let record = &life()[1];
+        let mut bytes = Vec::new();
+        encode(7, record, &mut bytes).unwrap();
+
+        let payload = record.encode_to_vec();
+        let length = (payload.len() as u32).to_le_bytes();
+        let crc = crc32c::crc32c_append(7, &[&length[..], &payload].concat());
+        assert_eq!(bytes, [&length[..], &crc.to_le_bytes(), &payload].concat());
+        // The search for a record behind a bad frame relies on it.
+        assert_eq!(payload[0], SEQ_KEY);
+    }
+
+    #[test]
+    fn the_longest_names_fit_a_header() {
+        let longest = "x".repeat(crate::task::NAME_MAX);
+        let process = crate::task::ProcessName::new(longest.clone()).unwrap();
+        let identity = Identity::coordinator(task(&longest), process);
+
+        let bytes = encode_header(&identity);
+
+        assert!(bytes.len() <= HEADER_MAX);
+        assert_eq!(decode_header(&bytes).unwrap().identity, identity);
+    }
+
+    #[test]
+    fn a_record_must_fit_a_frame() {
+        let longest = |length| sequence([launch(length)]).remove(0);
+        let around = longest(RECORD_MAX).encoded_len() - RECORD_MAX;
+        let mut bytes = vec![1, 2, 3];
+
+        let error = encode(0, &longest(RECORD_MAX), &mut bytes).unwrap_err();
+        assert_eq!(error.length, RECORD_MAX + around);
+        assert_eq!(bytes, [1, 2, 3]);
+        assert_eq!(encode(0, &Record::default(), &mut bytes), Err(LengthError { length: 0 }));
+
+        let mut bytes = Vec::new();
+        encode(0, &longest(RECORD_MAX - around), &mut bytes).unwrap();
+        assert_eq!(decode(0, 0, &bytes).unwrap().length, FRAME_MAX);
+    }
+
+    /// Attack 37.
+    #[test]
+    fn a_stream_cut_at_any_byte_replays_to_a_prefix_and_tells_the_dropped_bytes() {
+        let records = life();
+        let Bytes { bytes, bounds } = stream(&runner(), &records);
+        for cut in 0..=bytes.len() {
+            let whole = bounds.iter().filter(|bound| **bound <= cut).count().saturating_sub(1);
+            let end = bounds.iter().copied().filter(|bound| *bound <= cut).max().unwrap_or(0);
+
+            let (replayed, found) = read(&runner(), &bytes[..cut]);
+
+            assert_eq!(replayed, records[..whole], "cut at {cut}");
+            let expected = if end == cut { End::Clean } else { End::Torn { bytes: cut - end } };
+            assert_eq!(found, expected, "cut at {cut}");
+        }
+    }
+
+    /// Attack 38: the length of the file reached the disk, its bytes did not.
+    #[test]
+    fn zeros_after_a_cut_at_any_byte_are_torn_too() {
+        let records = life();
+        let Bytes { bytes, bounds } = stream(&runner(), &records);
+        for cut in 0..bytes.len() {
+            for zeros in [1, 7, 8, 9, 4096] {
+                let mut torn = bytes[..cut].to_vec();
+                torn.resize(cut + zeros, 0);
+
+                let (replayed, found) = read(&runner(), &torn);
+
+                // A frame may end in zeros itself.
+                assert!(records.starts_with(&replayed));
+                let end = if cut < bounds[0] { 0 } else { bounds[replayed.len()] };
+                let expected = match torn.len() - end {
+                    0 => End::Clean,
+                    bytes => End::Torn { bytes },
+                };
+                assert_eq!(found, expected, "cut at {cut}, {zeros} zeros");
+            }
+        }
+    }
+
+    /// Attack 38.
+    #[test]
+    fn every_flipped_bit_is_seen_and_none_changes_a_record() {
+        let records = life();
+        let Bytes { bytes, bounds } = stream(&runner(), &records);
+        let last = bounds[records.len() - 1];
+        for bit in 0..bytes.len() * 8 {
+            let mut flipped = bytes.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            let hit = bounds.iter().rposition(|bound| *bound <= bit / 8).unwrap_or(0);
+
+            let (replayed, end) = read(&runner(), &flipped);
+
+            if bit / 8 < bounds[0] {
+                assert_eq!(replayed, [], "bit {bit}");
+                assert!(matches!(end, End::Corrupt { offset: 0, .. }), "bit {bit}: {end:?}");
+                continue;
+            }
+            assert_eq!(replayed, records[..hit], "bit {bit}");
+            match end {
+                End::Corrupt { offset, .. } => assert_eq!(offset, bounds[hit], "bit {bit}"),
+                // Only what may be the last append of a crash.
+                End::Torn { bytes } => assert_eq!(bytes, flipped.len() - last, "bit {bit}"),
+                other => panic!("bit {bit}: {other:?}"),
+            }
+        }
+    }
+
+    fn corrupt(offset: usize, flaw: Flaw) -> End {
+        End::Corrupt { offset, flaw }
+    }
+
+    /// Attack 38: a length in the middle that claims more than is left looks like a last frame that is not whole.
+    #[test]
+    fn a_length_that_claims_the_rest_of_the_stream_is_corruption() {
+        let Bytes { mut bytes, bounds } = stream(&runner(), &life());
+        bytes[bounds[2] + 2] = 0x10;
+
+        let (replayed, end) = read(&runner(), &bytes);
+
+        assert_eq!(replayed, life()[..2]);
+        let left = (bytes.len() - bounds[2]) as u64;
+        let needed = u64::from(u32_at(&bytes, bounds[2]).unwrap()) + 8;
+        assert_eq!(end, corrupt(bounds[2], Flaw::Overrun { needed, left }));
+    }
+
+    /// Attack 38.
+    #[test]
+    fn a_length_of_four_gibibytes_is_corruption_wherever_it_is() {
+        for frame in 0..life().len() {
+            let Bytes { mut bytes, bounds } = stream(&runner(), &life());
+            bytes[bounds[frame]..][..4].copy_from_slice(&u32::MAX.to_le_bytes());
+
+            let (_, end) = read(&runner(), &bytes);
+
+            assert_eq!(end, corrupt(bounds[frame], Flaw::Length(u32::MAX)));
+        }
+    }
+
+    /// Attack 38.
+    #[test]
+    fn swapped_frames_are_corruption() {
+        let Bytes { bytes, bounds } = stream(&runner(), &life());
+        let frame = |n: usize| &bytes[bounds[n]..bounds[n + 1]];
+        let swapped = [&bytes[..bounds[4]], frame(5), frame(4)].concat();
+
+        let (replayed, end) = read(&runner(), &swapped);
+
+        assert_eq!(replayed, life()[..4]);
+        assert_eq!(end, corrupt(bounds[4], Flaw::Sequence { expected: 4, found: 5 }));
+    }
+
+    /// Attack 38.
+    #[test]
+    fn a_frame_that_is_there_twice_is_corruption() {
+        let Bytes { bytes, bounds } = stream(&runner(), &life());
+        let twice = [&bytes[..], &bytes[bounds[5]..]].concat();
+
+        let (replayed, end) = read(&runner(), &twice);
+
+        assert_eq!(replayed, life());
+        assert_eq!(end, corrupt(bytes.len(), Flaw::Sequence { expected: 6, found: 5 }));
+    }
+
+    /// Attack 38.
+    #[test]
+    fn a_missing_frame_is_corruption() {
+        let Bytes { bytes, bounds } = stream(&runner(), &life());
+        let missing = [&bytes[..bounds[1]], &bytes[bounds[2]..]].concat();
+
+        let (replayed, end) = read(&runner(), &missing);
+
+        assert_eq!(replayed, life()[..1]);
+        assert_eq!(end, corrupt(bounds[1], Flaw::Sequence { expected: 1, found: 2 }));
+    }
+
+    /// Attack 38.
+    #[test]
+    fn a_repeated_stream_is_corruption() {
+        let Bytes { bytes, .. } = stream(&runner(), &life());
+        let header = u32::from_le_bytes(*b"\x89dew");
+
+        let (_, end) = read(&runner(), &[&bytes[..], &bytes[..]].concat());
+
+        assert_eq!(end, corrupt(bytes.len(), Flaw::Length(header)));
+    }
+
+    /// Attack 38: the frames fit in length and position, and still they are another task's.
+    #[test]
+    fn a_frame_of_another_task_is_corruption() {
+        let Bytes { bytes, bounds } = stream(&runner(), &life());
+        let other = stream(&Identity::runner(task("u")), &life());
+        assert_eq!(other.bounds, bounds);
+        let mut spliced = bytes.clone();
+        spliced[bounds[3]..bounds[4]].copy_from_slice(&other.bytes[bounds[3]..bounds[4]]);
+
+        let (replayed, end) = read(&runner(), &spliced);
+
+        assert_eq!(replayed, life()[..3]);
+        assert_eq!(end, corrupt(bounds[3], Flaw::Checksum));
+    }
+
+    /// Attacks 38, 40: a whole stream in the place of another.
+    #[test]
+    fn a_stream_of_another_task_is_corruption() {
+        let other = Identity::runner(task("u"));
+        let Bytes { bytes, .. } = stream(&other, &life());
+
+        let (replayed, end) = read(&runner(), &bytes);
+
+        assert_eq!(replayed, []);
+        let flaw = Flaw::Identity(Box::new(other));
+        assert_eq!(flaw.to_string(), r#"this is stream "runner" of task "u""#);
+        assert_eq!(end, corrupt(0, flaw));
+    }
+
+    /// Attacks 38, 41.
+    #[test]
+    fn a_later_format_is_told_from_a_damaged_header() {
+        let Bytes { mut bytes, bounds } = stream(&runner(), &life());
+        bytes[8] = 2;
+        assert_eq!(read(&runner(), &bytes).1, corrupt(0, Flaw::HeaderChecksum));
+
+        let crc = crc32c::crc32c(&bytes[..bounds[0] - 4]);
+        bytes[bounds[0] - 4..bounds[0]].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(read(&runner(), &bytes), (vec![], End::Version(2)));
+    }
+
+    /// Attack 38.
+    #[test]
+    fn a_block_of_zeros_in_the_middle_is_corruption_and_at_the_end_is_torn() {
+        let Bytes { bytes, bounds } = stream(&runner(), &life());
+        let mut middle = bytes.clone();
+        middle[bounds[1]..bounds[3]].fill(0);
+        let mut end = bytes.clone();
+        end[bounds[4]..].fill(0);
+
+        assert_eq!(
+            read(&runner(), &middle),
+            (life()[..1].to_vec(), corrupt(bounds[1], Flaw::Length(0)))
+        );
+        let torn = End::Torn { bytes: bytes.len() - bounds[4] };
+        assert_eq!(read(&runner(), &end), (life()[..4].to_vec(), torn));
+    }
+
+    #[test]
+    fn damage_that_no_torn_append_leaves_is_corruption_even_at_the_end() {
+        let Bytes { bytes, bounds } = stream(&runner(), &life());
+        let mut two = bytes.clone();
+        two[bounds[4] + 20] ^= 1;
+        two[bounds[5] + 10] ^= 1;
+
+        assert_eq!(read(&runner(), &two).1, corrupt(bounds[4], Flaw::Checksum));
+    }
+
+    #[test]
+    fn a_whole_frame_that_holds_no_record_is_corruption_even_at_the_end() {
+        let Bytes { mut bytes, bounds } = stream(&runner(), &life());
+        let seed = header_seed(&bytes[..bounds[0]]);
+        // Field 1, length-delimited, 255 bytes: not a record.
+        let (length, payload) = (3u32.to_le_bytes(), [0x0a, 0xff, 0x01]);
+        let end = bytes.len();
+        bytes.extend_from_slice(&length);
+        bytes.extend_from_slice(&checksum(seed, length, &payload).to_le_bytes());
+        bytes.extend_from_slice(&payload);
+
+        let (replayed, found) = read(&runner(), &bytes);
+
+        assert_eq!(replayed, life());
+        assert!(
+            matches!(found, End::Corrupt { offset, flaw: Flaw::Undecodable(_) } if offset == end)
+        );
+    }
+
+    /// Attack 41: an observer goes on; that a runner does not is the writer's business.
+    #[test]
+    fn a_record_of_a_later_dewar_is_read_without_its_kind() {
+        let Bytes { mut bytes, bounds } = stream(&runner(), &life());
+        let seed = header_seed(&bytes[..bounds[0]]);
+        // seq 6; field 1000, a message of one byte.
+        let (length, payload) = (6u32.to_le_bytes(), [0x08, 6, 0xc2, 0x3e, 1, 0]);
+        bytes.extend_from_slice(&length);
+        bytes.extend_from_slice(&checksum(seed, length, &payload).to_le_bytes());
+        bytes.extend_from_slice(&payload);
+
+        let (replayed, end) = read(&runner(), &bytes);
+
+        assert_eq!(replayed[6], Record { seq: 6, ..Record::default() });
+        assert_eq!(end, End::Clean);
+    }
+
+    /// A torn record may hold what its user chose: bytes that look like frames, each of which must be summed up.
+    #[test]
+    fn the_search_for_records_behind_a_torn_frame_is_bounded() {
+        const HALF: usize = 8 << 20;
+        let mut rest = vec![SEQ_KEY; FRAME_HEADER + RECORD_MAX];
+        for start in (0..HALF).step_by(2 * FRAME_HEADER) {
+            rest[start..start + 4].copy_from_slice(&((HALF - 64) as u32).to_le_bytes());
+        }
+        rest[..4].copy_from_slice(&(RECORD_MAX as u32).to_le_bytes());
+
+        let doubt = classify(0, 1, &rest, false);
+        let plain = classify(0, 1, &[&rest[..4], &[1; HALF]].concat(), false);
+
+        assert_eq!(doubt, Rest::Corrupt(Flaw::Checksum));
+        assert_eq!(plain, Rest::Torn);
+    }
+
+    proptest! {
+        /// Attack 37.
+        #[test]
+        fn any_stream_cut_anywhere_and_padded_replays_to_a_prefix(
+            kinds in vec(any_kind(), 0..8), cut in any::<proptest::sample::Index>(), zeros in 0..64usize,
+        ) {
+            let records = sequence(kinds);
+            let Bytes { mut bytes, bounds } = stream(&coordinator(), &records);
+            bytes.truncate(bounds[0] + cut.index(bytes.len() - bounds[0] + 1));
+            bytes.resize(bytes.len() + zeros, 0);
+
+            let (replayed, end) = read(&coordinator(), &bytes);
+
+            prop_assert!(records.starts_with(&replayed));
+            let left = bytes.len() - bounds[replayed.len()];
+            let expected = if left == 0 { End::Clean } else { End::Torn { bytes: left } };
+            prop_assert_eq!(end, expected);
+        }
+
+        /// Attack 38.
+        #[test]
+        fn any_change_of_any_stream_leaves_a_prefix_of_its_records(
+            kinds in vec(any_kind(), 1..8), at in any::<proptest::sample::Index>(), change in vec(any::<u8>(), 1..40),
+        ) {
+            let records = sequence(kinds);
+            let Bytes { bytes, .. } = stream(&coordinator(), &records);
+            let at = at.index(bytes.len());
+            let length = change.len().min(bytes.len() - at);
+            let mut changed = bytes.clone();
+            changed[at..at + length].copy_from_slice(&change[..length]);
+
+            let (replayed, end) = read(&coordinator(), &changed);
+
+            prop_assert!(records.starts_with(&replayed));
+            prop_assert_eq!(end == End::Clean, changed == bytes);
+        }
+
+        /// Attack 38: no bytes make it panic, and what it believes it can prove.
+        #[test]
+        fn any_bytes_are_judged(bytes in vec(any::<u8>(), 0..600)) {
+            let (records, end) = read(&runner(), &bytes);
+            prop_assert!(records.is_empty());
+            prop_assert_eq!(end == End::Clean, bytes.is_empty());
+        }
+
+        #[test]
+        fn no_header_is_taken_for_another(
+            first in "[a-z]{1,20}", second in "[a-z]{1,20}",
+        ) {
+            let [a, b] = [&first, &second].map(|id| encode_header(&Identity::runner(task(id))));
+            prop_assert_eq!(decode_header(&a).unwrap().identity.task, task(&first));
+            prop_assert_eq!(a == b, first == second);
+        }
+    }
+
+    #[test]
+    fn a_stream_of_nothing_but_zeros_was_never_begun() {
+        assert_eq!(read(&runner(), &[0; 5000]), (vec![], End::Torn { bytes: 5000 }));
+    }
+
+    #[test]
+    fn a_state_that_is_not_known_is_still_a_record() {
+        let mut record = sequence([entered(TaskState::Active)]).remove(0);
+        record.kind =
+            Some(crate::proto::record::Kind::Task(crate::proto::TaskTransition { state: 99 }));
+        let mut bytes = Vec::new();
+        encode(1, &record, &mut bytes).unwrap();
+
+        assert_eq!(decode(1, 0, &bytes).unwrap().record, record);
+    }
+}

@@ -68,3 +68,26 @@ impl fmt::Display for Identity {
         write!(f, "stream {:?} of task {:?}", self.stream.to_string(), self.task.as_str())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_is_named_as_its_file() {
+        let web = Stream::Coordinator(ProcessName::new("web.1").unwrap());
+
+        assert_eq!(Stream::Runner.to_string(), "runner");
+        assert_eq!(web.to_string(), "coordinator.web.1");
+        assert_eq!(Stream::parse("runner"), Ok(Stream::Runner));
+        assert_eq!(Stream::parse("coordinator.web.1"), Ok(web));
+    }
+
+    #[test]
+    fn no_other_name_is_a_stream() {
+        assert_eq!(Stream::parse("control"), Err(None));
+        assert_eq!(Stream::parse("coordinator"), Err(None));
+        assert_eq!(Stream::parse("coordinator."), Err(Some(NameError::Empty)));
+        assert_eq!(Stream::parse("coordinator.../x"), Err(Some(NameError::LeadingDot)));
+    }
+}

@@ -277,7 +277,7 @@ impl Writer {
     /// As [`Writer::flush`]; [`WriteError::Removed`]. If the sync itself fails, the writer is poisoned.
     pub fn sync(&mut self) -> Result<(), WriteError> {
         self.flush()?;
-        if !self.state.dirty {
+        if !self.state.dirty && !self.state.unlisted {
             return Ok(());
         }
         self.sync_data()?;

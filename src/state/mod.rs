@@ -20,6 +20,8 @@ mod plan;
 mod process;
 mod record;
 mod task;
+#[cfg(test)]
+mod tests;
 
 pub use event::{Event, KillStage, Outcome, ProcessId, RunEnd, RunStep, Stamp};
 pub use plan::{Effect, plan, wake};

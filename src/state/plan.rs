@@ -49,19 +49,32 @@ pub fn plan(state: &TaskState, now: u64) -> Vec<Effect> {
     }
 }
 
-/// The next time, CLOCK_BOOTTIME in nanoseconds, at which [`plan`] may answer otherwise without an event.
+/// The next time, CLOCK_BOOTTIME in nanoseconds, at which [`plan`] answers otherwise without an event; to be asked
+/// when it answers with nothing.
+///
+/// A deadline that has had its effect is no such time: runs that are being killed end with an event.
 pub fn wake(state: &TaskState) -> Option<u64> {
-    let of = |plan: &Plan| {
-        let free = capacity(state, plan) > 0;
-        plan.delayed.first().map(|&(time, _)| time).filter(|_| free)
-    };
-    let over = state.deadline();
     match state.phase()? {
-        Phase::Active => of(&state.regular),
-        Phase::Cleaning => over,
-        Phase::Finalizing => [over, of(&state.finalizing)].into_iter().flatten().min(),
+        Phase::Active => next_launch(state, &state.regular),
+        Phase::Cleaning => pending_deadline(state),
+        Phase::Finalizing => {
+            let launch = next_launch(state, &state.finalizing).filter(|_| !any_dying(state));
+            pending_deadline(state).into_iter().chain(launch).min()
+        }
         _ => None,
     }
+}
+
+fn next_launch(state: &TaskState, plan: &Plan) -> Option<u64> {
+    let &(time, _) = plan.delayed.first()?;
+    (capacity(state, plan) > 0).then_some(time)
+}
+
+/// The deadline, as long as there is something that it would end.
+fn pending_deadline(state: &TaskState) -> Option<u64> {
+    let mut live = state.live_runs().peekable();
+    let spent = live.peek().is_some() && live.all(|(_, _, run)| run.is_dying());
+    state.deadline().filter(|_| !spent)
 }
 
 /// T42.
@@ -75,68 +88,63 @@ fn active(state: &TaskState, now: u64) -> Vec<Effect> {
 
 /// T43, T44: a run that is still FORKED gets its SIGTERM once it runs (D16).
 fn cleaning(state: &TaskState, now: u64) -> Vec<Effect> {
-    let mut effects: Vec<_> = state
-        .live_runs()
-        .filter(|(_, _, run)| run.state == RunState::Running && !run.terminated)
-        .map(|(process, run, _)| Effect::Terminate { process, run })
-        .collect();
-    if is_over(state, now) {
-        effects.extend(dooms(state, KillStage::Deadline));
-        return ending(state, effects);
+    let over = is_over(state, now);
+    let mut effects: Vec<_> = terminations(state).collect();
+    effects.extend(dooms(state, over.then_some(KillStage::Deadline)));
+    if state.live_runs().next().is_some() {
+        return effects;
     }
-    if state.live_runs().next().is_none() {
-        return vec![Effect::Enter(Phase::Finalizing)];
-    }
-    effects
+    vec![Effect::Enter(if over { state.verdict() } else { Phase::Finalizing })]
 }
 
-/// T45.
+/// T45. Teardown comes before launches: nothing is started beside a run that is being killed.
 fn finalizing(state: &TaskState, now: u64) -> Vec<Effect> {
     let plan = &state.finalizing;
-    if is_over(state, now) {
-        return ending(state, dooms(state, KillStage::Deadline).collect());
-    }
-    if plan.is_complete() || plan.is_deadlocked() {
-        return ending(state, dooms(state, KillStage::Teardown).collect());
-    }
-    let torn = state.live_runs().filter(|(_, _, run)| run.torn_down && run.doomed.is_none());
-    let mut effects: Vec<_> = torn
-        .map(|(process, run, _)| Effect::Doom { process, run, stage: KillStage::Request })
-        .collect();
-    effects.extend(launches(state, plan, now));
-    effects
-}
-
-/// The task is terminal once no run is live (invariant 3).
-fn ending(state: &TaskState, effects: Vec<Effect>) -> Vec<Effect> {
-    if state.live_runs().next().is_none() {
+    let done = plan.is_complete() || plan.is_deadlocked();
+    let end = match is_over(state, now) {
+        true => Some(KillStage::Deadline),
+        false => done.then_some(KillStage::Teardown),
+    };
+    if end.is_some() && state.live_runs().next().is_none() {
         return vec![Effect::Enter(state.verdict())];
     }
-    effects
+    let effects = dooms(state, end).collect();
+    if end.is_some() || any_dying(state) {
+        return effects;
+    }
+    launches(state, plan, now)
 }
 
-fn dooms(state: &TaskState, stage: KillStage) -> impl Iterator<Item = Effect> {
+fn terminations(state: &TaskState) -> impl Iterator<Item = Effect> {
     state
         .live_runs()
-        .filter(|(_, _, run)| run.doomed.is_none())
-        .map(move |(process, run, _)| Effect::Doom { process, run, stage })
+        .filter(|(_, _, run)| run.state == RunState::Running && run.doomed.is_none())
+        .filter(|(_, _, run)| !run.terminated || run.terminate_again)
+        .map(|(process, run, _)| Effect::Terminate { process, run })
 }
 
-/// T28, dewar's rule: in declared order, as many as `max_concurrency` leaves room for.
+/// Runs to be killed: the ones that an earlier runner recorded so but perhaps did not kill, the ones
+/// that a request tore down, and, where the stage is at its `end`, all.
+fn dooms(state: &TaskState, end: Option<KillStage>) -> impl Iterator<Item = Effect> {
+    state.live_runs().filter(|(_, _, run)| !run.killing).filter_map(move |(process, run, of)| {
+        let torn_down = of.torn_down.then_some(KillStage::Request);
+        let stage = of.doomed.or(end).or(torn_down)?;
+        Some(Effect::Doom { process, run, stage })
+    })
+}
+
+fn any_dying(state: &TaskState) -> bool {
+    state.live_runs().any(|(_, _, run)| run.is_dying())
+}
+
+/// T28, dewar's rule: as many as `max_concurrency` leaves room for, first runs before later ones.
+/// First runs come in declared order. Later ones come in the order in which they fell due, so
+/// that a process that is run again and again leaves room for the others.
 fn launches(state: &TaskState, plan: &Plan, now: u64) -> Vec<Effect> {
-    let mut due: Vec<u32> =
-        plan.delayed.range(..=(now, u32::MAX)).map(|&(_, process)| process).collect();
-    let room = capacity(state, plan);
-    let ready: Vec<u32> = if due.is_empty() {
-        plan.ready.iter().copied().take(room).collect()
-    } else {
-        due.extend(plan.ready.iter().take(room));
-        due.sort_unstable();
-        due.truncate(room);
-        due
-    };
+    let due = plan.delayed.range(..=(now, u32::MAX)).map(|&(_, process)| process);
+    let next = plan.ready.iter().copied().chain(due).take(capacity(state, plan));
     let run = |process: u32| state.processes()[process as usize].runs.len() as u32;
-    ready.into_iter().map(|process| Effect::Open { process, run: run(process) }).collect()
+    next.map(|process| Effect::Open { process, run: run(process) }).collect()
 }
 
 fn capacity(state: &TaskState, plan: &Plan) -> usize {

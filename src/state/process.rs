@@ -48,11 +48,20 @@ pub struct Run {
     pub terminated: bool,
     /// It is to be killed, and why.
     pub doomed: Option<KillStage>,
+    /// Another kill request came after its SIGTERM: it is to get one more (T49).
+    pub(super) terminate_again: bool,
+    /// The present leader recorded that it is to be killed. One before it may have died before the act.
+    pub(super) killing: bool,
     /// A kill request came while this finalizer was live: it is torn down and run anew (T49).
     pub(super) torn_down: bool,
 }
 
 impl Run {
+    /// Whether it is to be killed, or is being killed: only its end is awaited.
+    pub(super) fn is_dying(&self) -> bool {
+        self.torn_down || self.doomed.is_some()
+    }
+
     pub(super) fn opened() -> Self {
         Self {
             state: RunState::Waiting,
@@ -63,6 +72,8 @@ impl Run {
             end: None,
             terminated: false,
             doomed: None,
+            terminate_again: false,
+            killing: false,
             torn_down: false,
         }
     }

@@ -49,7 +49,7 @@ impl Event {
             }
             Kind::Run(run) => {
                 let step = run.state.ok_or(RecordError::UnknownKind)?;
-                Self::Run { process: run.process, run: run.run, step: step_from(step)? }
+                Self::Run { process: run.process, run: run.run, step: RunStep::from_proto(step)? }
             }
             Kind::Kill(kill) => Self::KillRequested {
                 deadline: kill.deadline_boot_nanos,
@@ -100,21 +100,28 @@ impl Event {
     }
 }
 
-fn step_from(step: Step) -> Result<RunStep, RecordError> {
-    Ok(match step {
-        Step::Waiting(_) => RunStep::Opened,
-        Step::Forked(forked) => RunStep::Forked {
-            coordinator: forked.coordinator.ok_or(RecordError::Field("coordinator"))?,
-        },
-        Step::Running(running) => {
-            RunStep::Running { pid: running.pid.ok_or(RecordError::Field("pid"))? }
-        }
-        Step::Ended(ended) => RunStep::Ended(Box::new(RunEnd {
-            outcome: outcome_from(&ended)?,
-            verdict: ended.verdict.unwrap_or_default(),
-            usage: ended.usage,
-        })),
-    })
+impl RunStep {
+    /// The step that is recorded.
+    ///
+    /// # Errors
+    ///
+    /// [`RecordError`] says what is wrong with it.
+    pub fn from_proto(step: Step) -> Result<Self, RecordError> {
+        Ok(match step {
+            Step::Waiting(_) => RunStep::Opened,
+            Step::Forked(forked) => RunStep::Forked {
+                coordinator: forked.coordinator.ok_or(RecordError::Field("coordinator"))?,
+            },
+            Step::Running(running) => {
+                RunStep::Running { pid: running.pid.ok_or(RecordError::Field("pid"))? }
+            }
+            Step::Ended(ended) => RunStep::Ended(Box::new(RunEnd {
+                outcome: outcome_from(&ended)?,
+                verdict: ended.verdict.unwrap_or_default(),
+                usage: ended.usage,
+            })),
+        })
+    }
 }
 
 fn step_to(step: &RunStep) -> Step {

@@ -116,9 +116,9 @@ pub enum ApplyError {
 /// One of the two plans of a task (T17): who may start, and what they add up to.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct Plan {
-    /// Processes that may start now, by index: declared order (T28).
+    /// Processes whose first run may start, by index: declared order (T28).
     pub(super) ready: BTreeSet<u32>,
-    /// Processes that may start from a time on: (CLOCK_BOOTTIME in nanoseconds, index).
+    /// Processes whose next run may start from a time on: (CLOCK_BOOTTIME in nanoseconds, index).
     pub(super) delayed: BTreeSet<(u64, u32)>,
     /// Live runs.
     pub(super) running: usize,
@@ -162,7 +162,7 @@ pub struct TaskState {
 impl TaskState {
     /// A task that was accepted and to which nothing has happened.
     ///
-    /// `loss_limit`: losses in a row after which a process fails (T22).
+    /// `loss_limit`: losses in a row after which a process fails; 0: no limit (T22).
     pub fn new(spec: TaskSpec, loss_limit: u32) -> Self {
         let mut state = Self {
             loss_limit,
@@ -287,11 +287,19 @@ impl TaskState {
             }
         }
         let loss = matches!(state_of(&end), RunState::Killed | RunState::Lost);
-        if loss && of.losses_in_row + 1 >= self.loss_limit {
-            end.verdict.detail =
-                Some(format!("{} losses in a row: the process has failed", self.loss_limit));
+        if loss && self.is_beyond(of.losses_in_row + 1) {
+            let why = format!("{} losses in a row: the process has failed", self.loss_limit);
+            end.verdict.detail = Some(match end.verdict.detail {
+                Some(detail) => format!("{detail}; {why}"),
+                None => why,
+            });
         }
         end
+    }
+
+    /// T22, dewar's rule.
+    fn is_beyond(&self, losses_in_row: u32) -> bool {
+        self.loss_limit != 0 && losses_in_row >= self.loss_limit
     }
 
     /// Advances the task past `event`, which happened at `at`.
@@ -305,7 +313,10 @@ impl TaskState {
         if let Some(end) = self.phase.filter(|phase| phase.is_terminal()) {
             return match event {
                 // A runner that finds the task over leads just long enough to file it away.
-                Event::Led(_) => Ok(()),
+                Event::Led(leader) => {
+                    self.follow(leader);
+                    Ok(())
+                }
                 _ => Err(ApplyError::AfterEnd(end)),
             };
         }
@@ -313,23 +324,41 @@ impl TaskState {
             Event::Led(leader) => self.lead(leader),
             &Event::Entered(phase) => self.enter(phase, at)?,
             Event::Run { process, run, step } => self.step(*process, *run, step, at)?,
-            &Event::KillRequested { deadline, lost, .. } => self.request_kill(deadline, lost),
+            // T50: no time is left to a task that is declared lost.
+            &Event::KillRequested { deadline, lost, .. } => {
+                self.request_kill(if lost { deadline.min(at.boot) } else { deadline }, lost);
+            }
             &Event::Terminated { process, run } => {
-                self.live_run_mut(process, run, "Terminated")?.terminated = true;
+                let run = self.live_run_mut(process, run, "Terminated")?;
+                run.terminated = true;
+                run.terminate_again = false;
             }
             &Event::Doomed { process, run, stage } => {
                 let run = self.live_run_mut(process, run, "Doomed")?;
                 run.doomed.get_or_insert(stage);
+                run.killing = true;
             }
         }
         Ok(())
     }
 
-    /// A boot ends every deadline of the one before: what was left of it is over.
-    fn lead(&mut self, leader: &Leader) {
+    /// Takes note of a new leader; tells whether the machine was booted anew since the last.
+    fn follow(&mut self, leader: &Leader) -> bool {
         let rebooted = self.leader.as_ref().is_some_and(|last| last.boot_id != leader.boot_id);
-        self.dropped_bytes += leader.dropped_bytes;
+        self.dropped_bytes = self.dropped_bytes.saturating_add(leader.dropped_bytes);
         self.leader = Some(leader.clone());
+        rebooted
+    }
+
+    /// The leader before this one may have died between the record of a kill and the kill, so it is asked for
+    /// again. A boot ends every deadline of the one before: what was left of it is over.
+    fn lead(&mut self, leader: &Leader) {
+        let rebooted = self.follow(leader);
+        for process in &self.live {
+            if let Some(run) = self.processes[*process as usize].runs.last_mut() {
+                run.killing = false;
+            }
+        }
         if !rebooted {
             return;
         }
@@ -380,7 +409,7 @@ impl TaskState {
         for process in &self.live {
             let Some(run) = self.processes[*process as usize].runs.last_mut() else { continue };
             match self.phase {
-                Some(Phase::Cleaning) => run.terminated = false,
+                Some(Phase::Cleaning) => run.terminate_again = true,
                 Some(Phase::Finalizing) => run.torn_down = true,
                 _ => {}
             }
@@ -463,7 +492,8 @@ impl TaskState {
         let wait = nanos(spec.min_duration);
         let of = &mut self.processes[process as usize];
         let state = of.runs.last().expect("a run has just ended").state;
-        of.not_before = if at.boot == 0 { 0 } else { at.boot.saturating_add(wait) };
+        let not_before = if at.boot == 0 { 0 } else { at.boot.saturating_add(wait) };
+        of.not_before = not_before;
         let settled = match state {
             RunState::Success => {
                 of.losses_in_row = 0;
@@ -477,14 +507,14 @@ impl TaskState {
             }
             _ => {
                 of.losses_in_row += 1;
-                (of.losses_in_row >= self.loss_limit).then_some(Settled::Failed)
+                let losses = of.losses_in_row;
+                self.is_beyond(losses).then_some(Settled::Failed)
             }
         };
         match settled {
             Some(settled) => self.settle(process, settled),
             None => {
-                let key = (of.not_before, process);
-                self.plan_of_mut(process).delayed.insert(key);
+                self.plan_of_mut(process).delayed.insert((not_before, process));
             }
         }
     }
@@ -575,14 +605,16 @@ impl RunStep {
     }
 }
 
-/// T30: a run that never had a process cannot have exited.
+/// T30. A run without a process cannot have exited, and one with a process was started. A run that is
+/// FORKED may die by a signal on its way to the command line.
 fn may_end(state: RunState, outcome: Outcome) -> bool {
-    match state {
-        RunState::Waiting => {
-            matches!(outcome, Outcome::NotStarted | Outcome::Dropped | Outcome::Lost)
+    match outcome {
+        Outcome::Exited(_) => state == RunState::Running,
+        Outcome::Signalled(_) => matches!(state, RunState::Forked | RunState::Running),
+        Outcome::NotStarted | Outcome::Dropped => {
+            matches!(state, RunState::Waiting | RunState::Forked)
         }
-        RunState::Forked | RunState::Running => outcome != Outcome::Dropped,
-        _ => false,
+        Outcome::Lost => state.is_live(),
     }
 }
 

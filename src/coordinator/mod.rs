@@ -1,0 +1,372 @@
+//! The coordinator: the tiny parent of one run. It is forked from the runner, survives it, and does three things:
+//! start the run inside its leaf, wait for it, and record how it ended.
+//!
+//! Its steps, each recorded before the next begins (the numbers are those of the crash table in docs/architecture.md):
+//!
+//! 1. FORKED, with its own identity. Before that record it has started nothing.
+//! 2. The leaf, the sandbox, the log files; then the run, born in the leaf: [`start`].
+//! 3. RUNNING, with the identity of the run's first process.
+//! 4. The first process ends. What it left in the leaf is killed; the usage is read once more; the leaf is removed.
+//! 5. The end, with exit status or signal, verdict and usage.
+//!
+//! It holds the lock of its stream from before it was forked to its end.
+
+pub mod output;
+pub mod start;
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::signal::SigSet;
+use nix::sys::time::TimeVal;
+use nix::unistd::Pid;
+
+use crate::cgroup::{CgroupError, Leaf, TaskCgroup};
+use crate::checkpoint::{Instant, Writer};
+use crate::failpoint::{Failpoint, hit};
+use crate::proto::record::Kind;
+use crate::proto::run_transition::State;
+use crate::proto::{
+    self, Launch, RunForked, RunRunning, RunTransition, Usage, Verdict, VerdictReason,
+};
+use crate::sandbox::{PathError, Sandbox};
+use crate::state::{Outcome, RunEnd};
+use crate::sys::exec::exit_now;
+use crate::sys::pidfd::Exit;
+use crate::sys::{clock, fds, pidfd, process};
+use crate::task::ProcessSpec;
+use output::Output;
+
+/// Bytes set aside for the records of a run, so that a disk that fills up meanwhile cannot take its end.
+const RESERVE: u64 = 4096;
+
+/// First and longest pause between two tries to write a record.
+const RETRY: std::ops::RangeInclusive<Duration> =
+    Duration::from_millis(20)..=Duration::from_secs(1);
+
+/// What a coordinator is forked for.
+pub struct Job<'a> {
+    /// The task.
+    pub launch: &'a Launch,
+    /// The process.
+    pub spec: &'a ProcessSpec,
+    /// Its index in the task.
+    pub process: u32,
+    /// Number of the run.
+    pub run: u32,
+    /// Identity of this boot.
+    pub boot_id: &'a str,
+    /// The stream of the process, locked.
+    pub stream: Writer,
+    /// Pipe on which the runner is told that something was recorded.
+    pub nudges: BorrowedFd<'a>,
+    /// The task's cgroup; `None` where containment is none.
+    pub cgroup: Option<&'a TaskCgroup>,
+    /// Soft limit of descriptors that the run gets.
+    pub descriptors: u64,
+}
+
+/// Why a run could not be started: the step that failed, and what the kernel said.
+#[derive(Debug)]
+struct Failure {
+    step: String,
+    errno: Option<Errno>,
+    detail: String,
+}
+
+impl Failure {
+    fn new(step: &str, error: impl Into<io::Error>) -> Self {
+        let error = error.into();
+        let errno = error.raw_os_error().map(Errno::from_raw);
+        Self { step: step.to_owned(), errno, detail: error.to_string() }
+    }
+
+    /// The errno at the end of a chain of causes.
+    fn caused(step: &str, error: &(dyn std::error::Error + 'static)) -> Self {
+        let chain = || std::iter::successors(Some(error), |cause| cause.source());
+        let errno = chain().find_map(|cause| cause.downcast_ref::<Errno>().copied());
+        let texts: Vec<String> = chain().map(ToString::to_string).collect();
+        Self { step: step.to_owned(), errno, detail: texts.join(": ") }
+    }
+}
+
+/// Is the coordinator of one run: starts it, waits for it, records how it ended.
+///
+/// Runs in a child forked from the runner, which has one thread; it never returns there.
+pub fn main(job: Job<'_>) -> ! {
+    // A run that this coordinator cannot even announce was never started: the runner tries again.
+    let status = match Coordinator::announce(job) {
+        Ok(mut coordinator) => {
+            coordinator.coordinate();
+            0
+        }
+        Err(_) => 1,
+    };
+    exit_now(status)
+}
+
+struct Coordinator<'a> {
+    job: Job<'a>,
+    /// Pause before a record that could not be written is tried again; `None` while none waits.
+    stalled: Option<Duration>,
+}
+
+/// A run that was started.
+struct Running {
+    pid: Pid,
+    pidfd: OwnedFd,
+    leaf: Option<Leaf>,
+    output: output::Output,
+}
+
+impl<'a> Coordinator<'a> {
+    /// Step 1.
+    fn announce(job: Job<'a>) -> io::Result<Self> {
+        leave_runner(&job)?;
+        hit(Failpoint::CoordinatorStart)?;
+        let mut coordinator = Self { job, stalled: None };
+        let me = process::own_id()?;
+        coordinator.job.stream.reserve(RESERVE).map_err(io::Error::other)?;
+        coordinator.append(State::Forked(RunForked {
+            coordinator: Some(me.into()),
+            boot_id: coordinator.job.boot_id.to_owned(),
+        }));
+        hit(Failpoint::CoordinatorFlushForked)?;
+        coordinator.job.stream.flush().map_err(io::Error::other)?;
+        Ok(coordinator)
+    }
+
+    /// Steps 2 to 5.
+    fn coordinate(&mut self) {
+        let end = match self.start() {
+            Ok(running) => self.follow(running),
+            Err(failure) => not_started(failure),
+        };
+        self.append(State::Ended(end.to_proto()));
+        while !self.flush(Failpoint::CoordinatorFlushEnded) {
+            std::thread::sleep(self.stalled.unwrap_or(*RETRY.start()));
+        }
+        let _ = hit(Failpoint::CoordinatorEnded);
+    }
+
+    /// Step 2, which either gives a run or leaves nothing behind.
+    fn start(&mut self) -> Result<Running, Failure> {
+        hit(Failpoint::CoordinatorForked).map_err(|error| Failure::new("failpoint", error))?;
+        let leaf = self.make_leaf()?;
+        match self.start_in(leaf.as_ref()) {
+            Ok((pid, pidfd, output)) => Ok(Running { pid, pidfd, leaf, output }),
+            Err(failure) => {
+                clear(leaf.as_ref());
+                Err(failure)
+            }
+        }
+    }
+
+    fn make_leaf(&self) -> Result<Option<Leaf>, Failure> {
+        let Job { cgroup, spec, launch, run, .. } = &self.job;
+        let failed = |error: CgroupError| Failure::caused("cgroup", &error);
+        let Some(cgroup) = cgroup else {
+            process::become_subreaper().map_err(|error| Failure::new("subreaper", error))?;
+            return Ok(None);
+        };
+        let leaf = cgroup.leaf(&spec.name, *run).map_err(failed)?;
+        if let Some(resources) = &spec.resources {
+            let path = format!("processes[{}].resources", self.job.process);
+            let missing = leaf.apply(resources, &path).map_err(failed)?;
+            if let Some(limit) = missing.iter().find(|l| !launch.unenforced.contains(&l.field)) {
+                let why = format!("{}: {} is gone: {}", limit.field, limit.needs, limit.why);
+                return Err(Failure::new("limits", io::Error::other(why)));
+            }
+        }
+        hit(Failpoint::CoordinatorLeaf).map_err(|error| Failure::new("failpoint", error))?;
+        Ok(Some(leaf))
+    }
+
+    fn start_in(&self, leaf: Option<&Leaf>) -> Result<(Pid, OwnedFd, Output), Failure> {
+        let Job { launch, spec, run, .. } = &self.job;
+        let identity = launch.identity.clone().unwrap_or_default();
+        let opened = |error: PathError| Failure::caused("sandbox", &error);
+        let sandbox = Sandbox::open(Path::new(&launch.sandbox), &identity).map_err(opened)?;
+        let log_dir = launch.log_dir.as_deref().map(Path::new);
+        let output = Output::open(
+            &sandbox,
+            log_dir,
+            &spec.name,
+            *run,
+            &identity,
+            spec.logger.unwrap_or_default(),
+        )
+        .map_err(|error| Failure::caused("logs", &error))?;
+        hit(Failpoint::CoordinatorOutput).map_err(|error| Failure::new("failpoint", error))?;
+        let (pid, pidfd) =
+            start::start(&sandbox, &spec.cmdline, output.stdio(), leaf.map(AsFd::as_fd))
+                .map_err(|errno| Failure::new("start", errno))?;
+        Ok((pid, pidfd, output))
+    }
+
+    /// Steps 3 and 4.
+    fn follow(&mut self, mut running: Running) -> RunEnd {
+        let _ = hit(Failpoint::CoordinatorStarted);
+        let start_ticks = pidfd::start_ticks(running.pid).unwrap_or_default();
+        let pid = proto::ProcessId { pid: running.pid.as_raw(), start_ticks };
+        self.append(State::Running(RunRunning { pid: Some(pid) }));
+        if self.flush(Failpoint::CoordinatorFlushRunning) {
+            let _ = hit(Failpoint::CoordinatorRunning);
+        }
+        self.nudge();
+        self.wait_for_exit(&mut running);
+        let exit = pidfd::wait(running.pidfd.as_fd());
+        let _ = hit(Failpoint::CoordinatorExited);
+        clear(running.leaf.as_ref());
+        running.output.finish();
+        let usage = usage(running.leaf.as_ref());
+        if let Some(leaf) = &running.leaf {
+            // What is left of it the runner removes with the task's.
+            let _ = leaf.remove();
+        }
+        let _ = hit(Failpoint::CoordinatorEmpty);
+        ended(exit, usage)
+    }
+
+    /// Waits until the first process has ended, and meanwhile pumps its output and retries what could not be written.
+    fn wait_for_exit(&mut self, running: &mut Running) {
+        loop {
+            let ready = {
+                let mut fds = vec![PollFd::new(running.pidfd.as_fd(), PollFlags::POLLIN)];
+                fds.extend(running.output.fds().map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+                let timeout = match self.stalled {
+                    Some(pause) => PollTimeout::try_from(pause).unwrap_or(PollTimeout::MAX),
+                    None => PollTimeout::NONE,
+                };
+                let _ = poll(&mut fds, timeout);
+                fds[0].any().unwrap_or(false)
+            };
+            running.output.pump();
+            if self.stalled.is_some() && self.flush(Failpoint::CoordinatorFlushRunning) {
+                self.nudge();
+            }
+            if ready {
+                return;
+            }
+        }
+    }
+
+    fn append(&mut self, state: State) {
+        let at = clock::now();
+        let at = Instant { boot_nanos: at.boot, unix_nanos: at.wall };
+        let (process, run) = (self.job.process, self.job.run);
+        let transition = RunTransition { process, run, state: Some(state) };
+        // It is short, and this stream is never synced, so never poisoned: no error is left.
+        let _ = self.job.stream.append(Kind::Run(transition), at);
+    }
+
+    /// Writes what is pending; false if it has to be tried again, after `stalled`.
+    fn flush(&mut self, point: Failpoint) -> bool {
+        let written = hit(point).is_ok() && self.job.stream.flush().is_ok();
+        self.stalled = match written {
+            true => None,
+            false => {
+                Some(self.stalled.map_or(*RETRY.start(), |pause| (pause * 2).min(*RETRY.end())))
+            }
+        };
+        written
+    }
+
+    /// Tells the runner, whichever it is by now. A full pipe has woken it already.
+    fn nudge(&self) {
+        let _ = nix::unistd::write(self.job.nudges, &self.job.process.to_ne_bytes());
+    }
+}
+
+/// Goes on as a program of its own: own session, own signals, no descriptor of the runner but those of the job.
+fn leave_runner(job: &Job<'_>) -> io::Result<()> {
+    nix::unistd::setsid()?;
+    process::mind_children()?;
+    // What is meant for the runner must not end a coordinator: it ends with its run.
+    SigSet::all().thread_block()?;
+    fds::close_all_but(&mut [
+        job.stream.as_fd().as_raw_fd(),
+        job.nudges.as_raw_fd(),
+        job.cgroup.map_or(2, |cgroup| cgroup.as_fd().as_raw_fd()),
+    ])?;
+    nix::sys::prctl::set_name(c"dewar-coord")?;
+    fds::set_limit(job.descriptors)
+}
+
+/// Kills what a run left behind, and waits until nothing of it lives.
+fn clear(leaf: Option<&Leaf>) {
+    let Some(leaf) = leaf else {
+        // Orphans of the run became ours; children of those that die do so too.
+        while process::kill_children_except(&[]) > 0 {
+            let _ = nix::sys::wait::wait();
+        }
+        return;
+    };
+    while leaf.is_populated().unwrap_or(true) {
+        // A kill that fails, for want of memory, is tried again.
+        let _ = leaf.kill();
+        let soon = std::time::Instant::now() + *RETRY.end();
+        let _ = leaf.wait_empty(soon);
+    }
+}
+
+/// What the run used: by its leaf, or by what the kernel adds up for children that were waited for.
+fn usage(leaf: Option<&Leaf>) -> Option<Usage> {
+    let micros = |micros: u64| duration(Duration::from_micros(micros));
+    if let Some(leaf) = leaf {
+        let raw = leaf.usage();
+        return Some(Usage {
+            cpu_time: raw.cpu_usec.map(micros),
+            cpu_user_time: raw.cpu_user_usec.map(micros),
+            cpu_system_time: raw.cpu_system_usec.map(micros),
+            memory_peak_bytes: raw.memory_peak,
+            io_read_bytes: raw.io_read,
+            io_write_bytes: raw.io_written,
+            oom_kills: raw.oom_kills,
+        });
+    }
+    let children = getrusage(UsageWho::RUSAGE_CHILDREN).ok()?;
+    let time = |time: TimeVal| {
+        Duration::new(time.tv_sec().unsigned_abs(), time.tv_usec().unsigned_abs() as u32 * 1000)
+    };
+    let (user, system) = (time(children.user_time()), time(children.system_time()));
+    Some(Usage {
+        cpu_time: Some(duration(user + system)),
+        cpu_user_time: Some(duration(user)),
+        cpu_system_time: Some(duration(system)),
+        ..Usage::default()
+    })
+}
+
+fn duration(of: Duration) -> pbjson_types::Duration {
+    pbjson_types::Duration { seconds: of.as_secs() as i64, nanos: of.subsec_nanos() as i32 }
+}
+
+fn not_started(failure: Failure) -> RunEnd {
+    let verdict = Verdict {
+        reason: VerdictReason::LaunchFailed.into(),
+        step: Some(failure.step),
+        errno: failure.errno.map(|errno| format!("{errno:?}")),
+        detail: Some(failure.detail),
+        ..Verdict::default()
+    };
+    RunEnd { outcome: Outcome::NotStarted, verdict, usage: None }
+}
+
+/// The end of a run by what waitid(2) says of its first process, and by the kernel's own count of OOM kills: never by
+/// an exit status that merely looks like one.
+fn ended(exit: Result<Exit, Errno>, usage: Option<Usage>) -> RunEnd {
+    let (outcome, reason) = match exit {
+        Ok(Exit::Code(code)) => (Outcome::Exited(code), VerdictReason::Exited),
+        Ok(Exit::Signal(signal)) => (Outcome::Signalled(signal as u8), VerdictReason::Signalled),
+        Err(_) => (Outcome::Lost, VerdictReason::CoordinatorLost),
+    };
+    let killed = usage.and_then(|usage| usage.oom_kills).unwrap_or(0) > 0;
+    let reason = if killed && outcome != Outcome::Exited(0) { VerdictReason::Oom } else { reason };
+    RunEnd { outcome, verdict: Verdict { reason: reason.into(), ..Verdict::default() }, usage }
+}
