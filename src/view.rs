@@ -14,17 +14,17 @@ use crate::proto::{
     self, Containment, KillView, Launch, ProcessView, RunView, TaskStateEntry, TaskView, Timestamp,
 };
 use crate::state::{
-    ApplyError, Event, Outcome, Phase, Process, RecordError, Run, RunState, Settled, Stamp,
-    TaskState,
+    ApplyError, Event, Outcome, Phase, Process, RecordError, Run, RunEnd, RunState, RunStep,
+    Settled, Stamp, TaskState,
 };
 use crate::task::{ProcessSpec, TaskSpec, Violation};
 
 /// Why a record could not be taken in: the stream is corrupt, or from a newer dewar.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
-    /// The stream does not begin with the task.
-    #[error("record 0 holds no task")]
-    NoLaunch,
+    /// The stream does not begin with what it is about.
+    #[error("record 0 holds no {0}")]
+    NoHeader(&'static str),
     /// The task of the header breaks a rule of the schema.
     #[error("the task in record 0 is not valid: {}", .0.first().map(ToString::to_string).unwrap_or_default())]
     Launch(Vec<Violation>),
@@ -72,7 +72,7 @@ impl Replay {
     /// [`ReplayError`] if the record holds no valid task.
     pub fn new(header: proto::Record) -> Result<Self, ReplayError> {
         let Some(proto::record::Kind::Launch(launch)) = header.kind else {
-            return Err(ReplayError::NoLaunch);
+            return Err(ReplayError::NoHeader("task"));
         };
         Self::accepted(launch)
     }
@@ -83,7 +83,7 @@ impl Replay {
     ///
     /// [`ReplayError`] if it holds no valid task.
     pub fn accepted(launch: Launch) -> Result<Self, ReplayError> {
-        let task = launch.task.as_ref().ok_or(ReplayError::NoLaunch)?;
+        let task = launch.task.as_ref().ok_or(ReplayError::NoHeader("task"))?;
         let spec = TaskSpec::from_proto(task).map_err(ReplayError::Launch)?;
         let state = TaskState::new(spec, launch.loss_limit);
         Ok(Self { launch, state })
@@ -122,6 +122,79 @@ impl Replay {
     pub fn event(&self, applied: &Applied) -> Option<proto::Event> {
         event_view(&self.launch, &self.state, applied)
     }
+}
+
+/// The runs of a process as far as the stream of its coordinators was read.
+///
+/// A coordinator writes down what it saw; what that means for the task is for the runner to say, in its own stream.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CoordinatorReplay {
+    view: ProcessView,
+}
+
+impl CoordinatorReplay {
+    /// Starts with the first record of a coordinator's stream.
+    ///
+    /// # Errors
+    ///
+    /// [`ReplayError`] if the record names no process.
+    pub fn new(header: proto::Record) -> Result<Self, ReplayError> {
+        let Some(proto::record::Kind::Coordinator(header)) = header.kind else {
+            return Err(ReplayError::NoHeader("process"));
+        };
+        Ok(Self { view: ProcessView { name: header.process, ..Default::default() } })
+    }
+
+    /// Takes in the next record.
+    ///
+    /// # Errors
+    ///
+    /// [`ReplayError`] if it is not about a run.
+    pub fn apply(&mut self, record: proto::Record) -> Result<(), ReplayError> {
+        let (seq, at) = (record.seq, Stamp::of(&record));
+        let event =
+            Event::from_record(record).map_err(|error| ReplayError::Record { seq, error })?;
+        let Event::Run { run, step, .. } = event else {
+            return Err(ReplayError::Record { seq, error: RecordError::UnknownKind });
+        };
+        if self.view.runs.last().is_none_or(|last| last.run != run) {
+            self.view.runs.push(RunView { run, ..Default::default() });
+        }
+        if let Some(view) = self.view.runs.last_mut() {
+            take_step(view, step, at);
+            self.view.state = Some(view.state);
+        }
+        Ok(())
+    }
+
+    /// What is told of the process: its runs.
+    pub fn view(&self) -> &ProcessView {
+        &self.view
+    }
+}
+
+fn take_step(view: &mut RunView, step: RunStep, at: Stamp) {
+    let state = match step {
+        RunStep::Opened => RunState::Waiting,
+        RunStep::Forked { coordinator } => {
+            view.coordinator_pid = Some(coordinator.pid);
+            RunState::Forked
+        }
+        RunStep::Running { pid } => {
+            view.pid = Some(pid.pid);
+            view.start_time = Some(time(at));
+            RunState::Running
+        }
+        RunStep::Ended(end) => {
+            (view.exit_code, view.signal) = outcome(&end);
+            view.end_time = Some(time(at));
+            view.state = end.to_proto().state;
+            view.verdict = Some(end.verdict);
+            view.usage = end.usage;
+            return;
+        }
+    };
+    view.state = state.to_proto().into();
 }
 
 /// All that is told about a task; `runner_pid`: its runner, if one lives.
@@ -234,11 +307,7 @@ pub fn process_state(process: &Process) -> Option<RunState> {
 
 fn run_view(number: u32, run: &Run) -> RunView {
     let end = run.end.as_deref();
-    let (exit_code, signal) = match end.map(|end| end.outcome) {
-        Some(Outcome::Exited(code)) => (Some(code.into()), None),
-        Some(Outcome::Signalled(signal)) => (None, Some(signal_name(signal))),
-        _ => (None, None),
-    };
+    let (exit_code, signal) = end.map_or((None, None), outcome);
     RunView {
         run: number,
         state: run.state.to_proto().into(),
@@ -250,6 +319,15 @@ fn run_view(number: u32, run: &Run) -> RunView {
         signal,
         verdict: end.map(|end| end.verdict.clone()),
         usage: end.and_then(|end| end.usage),
+    }
+}
+
+/// Exit status or name of the signal.
+fn outcome(end: &RunEnd) -> (Option<u32>, Option<String>) {
+    match end.outcome {
+        Outcome::Exited(code) => (Some(code.into()), None),
+        Outcome::Signalled(signal) => (None, Some(signal_name(signal))),
+        Outcome::NotStarted | Outcome::Dropped | Outcome::Lost => (None, None),
     }
 }
 
@@ -348,7 +426,7 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::proto::record::Kind;
-    use crate::state::{Leader, ProcessId, RunEnd, RunStep};
+    use crate::state::{Leader, ProcessId};
 
     /// Second 0 of the tests: the wall clock in nanoseconds.
     const EPOCH: i64 = 1_785_576_600_000_000_000;
@@ -701,6 +779,34 @@ pub(crate) mod tests {
 
         assert_eq!(error.to_string(), "record 2 is about run 4 of \"a\", which has 0 runs");
         assert_eq!(script.replay, before);
+    }
+
+    #[test]
+    fn a_coordinators_stream_tells_its_runs() {
+        let record = |seq, kind| proto::Record { seq, kind: Some(kind), ..Default::default() };
+        let header = proto::CoordinatorHeader { task_id: "t".into(), process: "a".into() };
+        let id = |pid| ProcessId { pid, start_ticks: 1 };
+        let steps = [
+            (0, RunStep::Forked { coordinator: id(5) }),
+            (0, RunStep::Running { pid: id(6) }),
+            (0, exited(3)),
+            (1, RunStep::Forked { coordinator: id(7) }),
+        ];
+
+        let mut replay = CoordinatorReplay::new(record(0, Kind::Coordinator(header))).unwrap();
+        for (seq, (run, step)) in (1..).zip(steps) {
+            replay.apply(record(seq, Event::Run { process: 0, run, step }.to_kind())).unwrap();
+        }
+
+        let runs = &replay.view().runs;
+        assert_eq!((runs[0].state(), runs[0].exit_code), (proto::ProcessState::Failed, Some(3)));
+        assert_eq!((runs[0].coordinator_pid, runs[0].pid), (Some(5), Some(6)));
+        assert_eq!(
+            (runs[1].state(), runs[1].coordinator_pid),
+            (proto::ProcessState::Forked, Some(7))
+        );
+        let entered = Event::Entered(Phase::Active).to_kind();
+        assert!(replay.apply(record(5, entered)).is_err());
     }
 
     #[test]
