@@ -87,8 +87,8 @@ impl Follower {
 
     /// Nudges; false once it is gone. A full buffer is nudge enough.
     pub(super) fn nudge(&mut self) -> bool {
-        match self.0.write(&[0]) {
-            Ok(_) => true,
+        match self.0.write_all(&[0]) {
+            Ok(()) => true,
             Err(error) => error.kind() == io::ErrorKind::WouldBlock,
         }
     }
