@@ -24,15 +24,15 @@ A pattern is a regular expression that matches a whole task id.";
 #[derive(Debug, Parser)]
 #[command(name = "dewar", version, about = ABOUT, after_help = EXIT_STATUS)]
 #[command(disable_help_subcommand = true, infer_subcommands = false)]
-pub struct Cli {
+pub(super) struct Cli {
     /// What is to be done.
     #[command(subcommand)]
-    pub command: Command,
+    pub(super) command: Command,
 }
 
 /// The commands.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(super) enum Command {
     /// Run a task to its end.
     Run(Run),
     /// See that a task has a runner, and follow it to its end.
@@ -51,30 +51,30 @@ pub enum Command {
 
 /// Where the tasks of this node are kept.
 #[derive(Debug, Args)]
-pub struct RootArg {
+pub(super) struct RootArg {
     /// Directory of all checkpoints [default: /var/lib/dewar as root, else $XDG_STATE_HOME/dewar or ~/.local/state/dewar]
     #[arg(long, value_name = "DIR")]
-    pub root: Option<PathBuf>,
+    pub(super) root: Option<PathBuf>,
 }
 
 /// What fills in the templates of a task file.
 #[derive(Debug, Args)]
-pub struct Bindings {
+pub(super) struct Bindings {
     /// Host port that {{thermos.ports[NAME]}} stands for; may be repeated
     #[arg(short = 'P', long = "port", value_name = "NAME:PORT", value_parser = port)]
-    pub ports: Vec<(String, NonZeroU16)>,
+    pub(super) ports: Vec<(String, NonZeroU16)>,
 
     /// Text that {{NAME}} stands for; may be repeated
     #[arg(short = 'E', long = "env", value_name = "NAME=VALUE", value_parser = binding)]
-    pub bindings: Vec<(String, String)>,
+    pub(super) bindings: Vec<(String, String)>,
 
     /// Id of the task [default: its name and the time, such as web-20260801-093000.123456]
     #[arg(long, value_name = "ID")]
-    pub task_id: Option<String>,
+    pub(super) task_id: Option<String>,
 
     /// User that the processes run as; only root may name another [default: the task's own, else whoever calls]
     #[arg(long, value_name = "USER")]
-    pub user: Option<String>,
+    pub(super) user: Option<String>,
 }
 
 const RUN_EXAMPLES: &str = "\
@@ -90,62 +90,62 @@ Killing dewar itself loses nothing: the task goes on, and `dewar resume ID` foll
 /// `dewar run`.
 #[derive(Debug, Args)]
 #[command(after_help = RUN_EXAMPLES, override_usage = "dewar run [OPTIONS] <FILE>\n       dewar run [OPTIONS] -- <CMD>...")]
-pub struct Run {
+pub(super) struct Run {
     /// Task file, YAML or JSON; - is standard input
     #[arg(value_name = "FILE", required_unless_present = "command")]
-    pub file: Option<PathBuf>,
+    pub(super) file: Option<PathBuf>,
 
     /// Command line of a task of one process; a single CMD is given to bash as it is, several arrive as they were typed
     #[arg(last = true, value_name = "CMD", conflicts_with = "file")]
-    pub command: Vec<OsString>,
+    pub(super) command: Vec<OsString>,
 
     /// Where the tasks of this node are kept.
     #[command(flatten)]
-    pub root: RootArg,
+    pub(super) root: RootArg,
 
     /// What fills in the templates.
     #[command(flatten)]
-    pub bindings: Bindings,
+    pub(super) bindings: Bindings,
 
     /// Directory that the task runs in, made if missing [default: ROOT/sandboxes/ID]
     #[arg(long, value_name = "DIR")]
-    pub sandbox: Option<PathBuf>,
+    pub(super) sandbox: Option<PathBuf>,
 
     /// Directory of the logs, <process>/<run>/{stdout,stderr} in it [default: .logs in the sandbox]
     #[arg(long, value_name = "DIR")]
-    pub log_dir: Option<PathBuf>,
+    pub(super) log_dir: Option<PathBuf>,
 
     /// Make the sandbox the root directory of every process; root only [default: no]
     #[arg(long)]
-    pub chroot: bool,
+    pub(super) chroot: bool,
 
     /// Return once the task is accepted and print its id [default: follow it to its end]
     #[arg(long)]
-    pub detach: bool,
+    pub(super) detach: bool,
 
     /// How processes are held together: v2, a cgroup for each run; none, process trees only, which is weaker
     #[arg(long, value_enum, value_name = "HOW", default_value = "v2")]
-    pub cgroup: Cgroup,
+    pub(super) cgroup: Cgroup,
 
     /// Cgroup v2 directory that tasks are put under [default: the delegated one, or <mount>/dewar as root]
     #[arg(long, value_name = "DIR")]
-    pub cgroup_base: Option<PathBuf>,
+    pub(super) cgroup_base: Option<PathBuf>,
 
     /// Run although this host cannot enforce a limit that the task asks for; its status lists it [default: refuse]
     #[arg(long)]
-    pub allow_unenforced: bool,
+    pub(super) allow_unenforced: bool,
 
     /// What is printed
     #[arg(long, value_enum, value_name = "FORM", default_value = "text")]
-    pub output: Output,
+    pub(super) output: Output,
 
     /// Name of the task and its process, with CMD
     #[arg(long, value_name = "NAME", default_value = "simple", conflicts_with = "file")]
-    pub name: String,
+    pub(super) name: String,
 
     /// Failed runs that fail the process, with CMD; 0: retry for ever
     #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "file")]
-    pub max_failures: u32,
+    pub(super) max_failures: u32,
 }
 
 const RESUME_EXAMPLES: &str = "\
@@ -157,22 +157,22 @@ A task that has ended is printed at once. Output and exit status are those of ru
 /// `dewar resume`.
 #[derive(Debug, Args)]
 #[command(after_help = RESUME_EXAMPLES)]
-pub struct Resume {
+pub(super) struct Resume {
     /// Id of the task
     #[arg(value_name = "TASK")]
-    pub task: String,
+    pub(super) task: String,
 
     /// Where the tasks of this node are kept.
     #[command(flatten)]
-    pub root: RootArg,
+    pub(super) root: RootArg,
 
     /// Return once a runner lives and print the id [default: follow the task to its end]
     #[arg(long)]
-    pub detach: bool,
+    pub(super) detach: bool,
 
     /// What is printed
     #[arg(long, value_enum, value_name = "FORM", default_value = "text")]
-    pub output: Output,
+    pub(super) output: Output,
 }
 
 const KILL_EXAMPLES: &str = "\
@@ -186,22 +186,22 @@ A second kill can only shorten the time. Returns when the request is on disk; re
 /// `dewar kill`.
 #[derive(Debug, Args)]
 #[command(after_help = KILL_EXAMPLES)]
-pub struct Kill {
+pub(super) struct Kill {
     /// Patterns of task ids
     #[arg(value_name = "REGEX", required = true)]
-    pub patterns: Vec<String>,
+    pub(super) patterns: Vec<String>,
 
     /// Where the tasks of this node are kept.
     #[command(flatten)]
-    pub root: RootArg,
+    pub(super) root: RootArg,
 
     /// Time for the task to end by itself, finalizers too, such as 500ms, 10s, 2m [default: its finalization_wait]
     #[arg(long, value_name = "TIME", value_parser = duration)]
-    pub wait: Option<Duration>,
+    pub(super) wait: Option<Duration>,
 
     /// End it now, as LOST instead of KILLED [default: no]
     #[arg(long, conflicts_with = "wait")]
-    pub lost: bool,
+    pub(super) lost: bool,
 }
 
 const STATUS_EXAMPLES: &str = "\
@@ -213,26 +213,26 @@ Examples:
 /// `dewar status`.
 #[derive(Debug, Args)]
 #[command(after_help = STATUS_EXAMPLES)]
-pub struct Status {
+pub(super) struct Status {
     /// Patterns of task ids [default: every task]
     #[arg(value_name = "REGEX")]
-    pub patterns: Vec<String>,
+    pub(super) patterns: Vec<String>,
 
     /// Where the tasks of this node are kept.
     #[command(flatten)]
-    pub root: RootArg,
+    pub(super) root: RootArg,
 
     /// Tell of these only [default: both]
     #[arg(long, value_enum, value_name = "WHICH")]
-    pub only: Option<Only>,
+    pub(super) only: Option<Only>,
 
     /// Tell more: -v processes, -vv runs, -vvv why each run ended and what it used
     #[arg(short, long, action = clap::ArgAction::Count)]
-    pub verbose: u8,
+    pub(super) verbose: u8,
 
     /// What is printed
     #[arg(long, value_enum, value_name = "FORM", default_value = "table")]
-    pub output: StatusOutput,
+    pub(super) output: StatusOutput,
 }
 
 const TAIL_EXAMPLES: &str = "\
@@ -244,34 +244,34 @@ Examples:
 /// `dewar tail`.
 #[derive(Debug, Args)]
 #[command(after_help = TAIL_EXAMPLES)]
-pub struct Tail {
+pub(super) struct Tail {
     /// Id of the task
     #[arg(value_name = "TASK")]
-    pub task: String,
+    pub(super) task: String,
 
     /// Name of the process [default: the only one, else the first that runs, else the last that ran]
     #[arg(value_name = "PROCESS")]
-    pub process: Option<String>,
+    pub(super) process: Option<String>,
 
     /// Where the tasks of this node are kept.
     #[command(flatten)]
-    pub root: RootArg,
+    pub(super) root: RootArg,
 
     /// Number of the run, from 0 [default: the last one]
     #[arg(long, value_name = "N")]
-    pub run: Option<u32>,
+    pub(super) run: Option<u32>,
 
     /// Print stderr [default: stdout]
     #[arg(long)]
-    pub stderr: bool,
+    pub(super) stderr: bool,
 
     /// Go on with what is written and with later runs, until the task (with --run: the run) ends [default: no]
     #[arg(short, long)]
-    pub follow: bool,
+    pub(super) follow: bool,
 
     /// Print control characters to a terminal as they are [default: shown as \x1b and the like]
     #[arg(long)]
-    pub raw: bool,
+    pub(super) raw: bool,
 }
 
 const READ_EXAMPLES: &str = "\
@@ -284,18 +284,18 @@ Says on stderr whether the stream ends cleanly, in a torn record (a crash while 
 /// `dewar read`.
 #[derive(Debug, Args)]
 #[command(after_help = READ_EXAMPLES)]
-pub struct Read {
+pub(super) struct Read {
     /// Checkpoint stream of a runner or of a coordinator
     #[arg(value_name = "STREAM")]
-    pub stream: PathBuf,
+    pub(super) stream: PathBuf,
 
     /// Print the records, not what they add up to [default: no]
     #[arg(long)]
-    pub records: bool,
+    pub(super) records: bool,
 
     /// What is printed; records are always JSON
     #[arg(long, value_enum, value_name = "FORM", default_value = "text")]
-    pub output: Output,
+    pub(super) output: Output,
 }
 
 const INSPECT_EXAMPLES: &str = "\
@@ -306,27 +306,27 @@ Examples:
 /// `dewar inspect`.
 #[derive(Debug, Args)]
 #[command(after_help = INSPECT_EXAMPLES)]
-pub struct Inspect {
+pub(super) struct Inspect {
     /// Task file, YAML or JSON; - is standard input
     #[arg(value_name = "FILE")]
-    pub file: PathBuf,
+    pub(super) file: PathBuf,
 
     /// What fills in the templates.
     #[command(flatten)]
-    pub bindings: Bindings,
+    pub(super) bindings: Bindings,
 
     /// Cgroup v2 directory that tasks would be put under [default: the delegated one, or <mount>/dewar as root]
     #[arg(long, value_name = "DIR")]
-    pub cgroup_base: Option<PathBuf>,
+    pub(super) cgroup_base: Option<PathBuf>,
 
     /// What is printed
     #[arg(long, value_enum, value_name = "FORM", default_value = "text")]
-    pub output: Output,
+    pub(super) output: Output,
 }
 
 /// Form of what is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Output {
+pub(super) enum Output {
     /// For people: live on a terminal, plain lines elsewhere.
     Text,
     /// For programs: JSON, one object a line.
@@ -335,7 +335,7 @@ pub enum Output {
 
 /// Form of `dewar status`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum StatusOutput {
+pub(super) enum StatusOutput {
     /// For people.
     Table,
     /// For programs: JSON, one object a line.
@@ -344,7 +344,7 @@ pub enum StatusOutput {
 
 /// How processes are held together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Cgroup {
+pub(super) enum Cgroup {
     /// A cgroup v2 leaf for each run.
     V2,
     /// Child subreapers only: weaker.
@@ -353,7 +353,7 @@ pub enum Cgroup {
 
 /// Which tasks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Only {
+pub(super) enum Only {
     /// Tasks that have not ended.
     Active,
     /// Tasks that have ended.

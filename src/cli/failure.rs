@@ -11,26 +11,26 @@ use crate::checkpoint::paths::RootError;
 use crate::observe::{ObserveError, chain};
 
 /// Exit status of a task that was followed to its end, and of commands (docs: `dewar --help`).
-pub mod status {
+pub(super) mod status {
     /// Done; the task ended as SUCCESS.
-    pub const SUCCESS: u8 = 0;
+    pub(crate) const SUCCESS: u8 = 0;
     /// The task ended as FAILED; of other commands: nothing matched.
-    pub const FAILED: u8 = 1;
+    pub(crate) const FAILED: u8 = 1;
     /// Bad command line or task file; nothing was started.
-    pub const USAGE: u8 = 2;
+    pub(crate) const USAGE: u8 = 2;
     /// The task ended as KILLED.
-    pub const KILLED: u8 = 3;
+    pub(crate) const KILLED: u8 = 3;
     /// The task ended as LOST.
-    pub const LOST: u8 = 4;
+    pub(crate) const LOST: u8 = 4;
     /// It cannot be done here or now.
-    pub const UNAVAILABLE: u8 = 5;
+    pub(crate) const UNAVAILABLE: u8 = 5;
     /// A defect of dewar.
-    pub const DEFECT: u8 = 70;
+    pub(crate) const DEFECT: u8 = 70;
 }
 
 /// Why a command was not done.
 #[derive(Debug)]
-pub enum Failure {
+pub(super) enum Failure {
     /// What was named is not there.
     NothingMatched(String),
     /// The command line or a file that it names is wrong. The text may have lines; whoever made it has escaped what
@@ -38,25 +38,28 @@ pub enum Failure {
     Usage(String),
     /// It cannot be done here or now.
     Unavailable(String),
+    /// dewar contradicts itself.
+    Defect(String),
 }
 
 impl Failure {
     /// It cannot be done here or now, as `error` and its causes say.
-    pub fn unavailable(error: &dyn Error) -> Self {
+    pub(super) fn unavailable(error: &dyn Error) -> Self {
         Self::Unavailable(chain(error))
     }
 
     /// The exit status that says so.
-    pub fn status(&self) -> u8 {
+    pub(super) fn status(&self) -> u8 {
         match self {
             Self::NothingMatched(_) => status::FAILED,
             Self::Usage(_) => status::USAGE,
             Self::Unavailable(_) => status::UNAVAILABLE,
+            Self::Defect(_) => status::DEFECT,
         }
     }
 
     /// The same for `main`.
-    pub fn exit_code(&self) -> ExitCode {
+    pub(super) fn exit_code(&self) -> ExitCode {
         ExitCode::from(self.status())
     }
 }
@@ -66,6 +69,7 @@ impl fmt::Display for Failure {
         match self {
             Self::NothingMatched(text) | Self::Unavailable(text) => f.write_str(&escape(text)),
             Self::Usage(text) => f.write_str(text),
+            Self::Defect(text) => write!(f, "a defect of dewar: {text}"),
         }
     }
 }

@@ -4,25 +4,28 @@
 //! and, only while a picture of live runs is shown, at most a second. The task does not depend on us: whatever
 //! happens to the printing, the loop goes on to the end, for the exit status.
 
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::time::{ClockId, clock_gettime};
 
 use super::failure::{Failure, status};
 use super::printer::Printer;
 use super::signals::Signals;
+use crate::cgroup::TaskCgroup;
 use crate::observe::Observed;
 use crate::proto;
-use crate::state::{Phase, TaskState};
+use crate::state::Phase;
+use crate::sys::clock;
+use crate::task::TaskId;
 use crate::view::Replay;
 
 /// How following a task ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
+pub(super) enum Outcome {
     /// The task has ended.
     Ended(Phase),
     /// Its runner died, and it has not ended: it waits for another one.
@@ -31,7 +34,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// The exit status that says so.
-    pub fn status(self) -> u8 {
+    pub(super) fn status(self) -> u8 {
         match self {
             Self::Ended(Phase::Success) => status::SUCCESS,
             Self::Ended(Phase::Failed) => status::FAILED,
@@ -44,7 +47,7 @@ impl Outcome {
 
 /// What a person asks for with ^C.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stop {
+pub(super) enum Stop {
     /// The first time: end, with all the time that the task gives itself.
     Gracefully,
     /// Again: end now.
@@ -53,11 +56,11 @@ pub enum Stop {
 
 /// What drives the loop beside the task itself.
 #[derive(Debug)]
-pub struct Watch {
+pub(super) struct Watch {
     /// A byte for each turn of the runner that recorded something; at its end the runner is gone.
-    pub nudges: OwnedFd,
+    pub(super) nudges: OwnedFd,
     /// Signals, caught before the task was started.
-    pub signals: Signals,
+    pub(super) signals: Signals,
 }
 
 /// Follows `observed` to its end and prints it. `stop` is called for each ^C and SIGTERM.
@@ -65,14 +68,12 @@ pub struct Watch {
 /// # Errors
 ///
 /// [`Failure`] if the stream can be read no further; the task is left as it is.
-pub fn follow(
+pub(super) fn follow(
     observed: &mut Observed,
-    watch: Watch,
+    watch: &mut Watch,
     printer: &mut Printer,
     mut stop: impl FnMut(Stop) -> Result<(), Failure>,
 ) -> Result<Outcome, Failure> {
-    let Watch { nudges, signals } = watch;
-    let mut nudges = std::fs::File::from(nudges);
     let mut interrupts = 0;
     let mut gone = false;
     loop {
@@ -86,18 +87,18 @@ pub fn follow(
             return Ok(Outcome::RunnerGone);
         }
         let timeout = replay.and_then(|replay| printer.stale_after(replay.state()));
-        let ready = wait(&nudges, &signals, timeout)?;
-        if ready.resize && signals.resized() {
+        let ready = wait(watch, timeout)?;
+        if ready.resize && watch.signals.resized() {
             printer.resized();
         }
         if ready.interrupt {
-            for _ in 0..signals.interrupts() {
+            for _ in 0..watch.signals.interrupts() {
                 interrupts += 1;
                 interrupted(interrupts, printer, &mut stop);
             }
         }
         if ready.nudge {
-            gone = nudges_end(&mut nudges)?;
+            gone = nudges_end(&watch.nudges)?;
         }
     }
 }
@@ -113,8 +114,9 @@ fn take_in(observed: &mut Observed, printer: &mut Printer) -> Result<(), Failure
     })?;
     unprintable?;
     if let Some(replay) = observed.replay() {
-        let cpu = |process, run| live_cpu(replay, process, run);
-        printed(printer.turn(replay, boot_nanos()?, &cpu));
+        let task = if printer.is_live() { cgroup(replay) } else { None };
+        let cpu = |process, run| live_cpu(task.as_ref()?, replay, process, run);
+        printed(printer.turn(replay, clock::boot_nanos(), &cpu));
     }
     Ok(())
 }
@@ -162,7 +164,8 @@ struct Ready {
     resize: bool,
 }
 
-fn wait(nudges: impl AsFd, signals: &Signals, timeout: Option<Duration>) -> Result<Ready, Failure> {
+fn wait(watch: &Watch, timeout: Option<Duration>) -> Result<Ready, Failure> {
+    let Watch { nudges, signals } = watch;
     let mut fds = [
         PollFd::new(nudges.as_fd(), PollFlags::POLLIN),
         PollFd::new(signals.interrupt_fd(), PollFlags::POLLIN),
@@ -182,35 +185,31 @@ fn wait(nudges: impl AsFd, signals: &Signals, timeout: Option<Duration>) -> Resu
 }
 
 /// Takes the nudges that are there; says whether there will be none any more.
-fn nudges_end(nudges: &mut std::fs::File) -> Result<bool, Failure> {
-    match nudges.read(&mut [0; 4096]) {
+fn nudges_end(nudges: &OwnedFd) -> Result<bool, Failure> {
+    match nix::unistd::read(nudges, &mut [0; 4096]) {
         Ok(read) => Ok(read == 0),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(false),
-        Err(error) => Err(Failure::Unavailable(format!("the runner's nudges: {error}"))),
+        Err(Errno::ECONNRESET) => Ok(true),
+        Err(Errno::EINTR) => Ok(false),
+        Err(errno) => Err(Failure::Unavailable(format!("the runner's nudges: {errno}"))),
     }
 }
 
 /// CPU time that a live run has used so far, as its leaf accounts for it.
-fn live_cpu(replay: &Replay, process: u32, run: u32) -> Option<Duration> {
-    let state: &TaskState = replay.state();
-    let cgroup = state.leader()?.cgroup.as_ref()?;
-    let name = &state.spec().processes[process as usize].name;
-    let stat = std::fs::read_to_string(format!("{cgroup}/{name}.{run}/cpu.stat")).ok()?;
-    let usec = stat.lines().find_map(|line| line.strip_prefix("usage_usec "))?;
-    Some(Duration::from_micros(usec.parse().ok()?))
+fn live_cpu(task: &TaskCgroup, replay: &Replay, process: u32, run: u32) -> Option<Duration> {
+    let name = &replay.state().spec().processes[process as usize].name;
+    let usage = task.open_leaf(name, run).ok()??.usage();
+    usage.cpu_usec.map(Duration::from_micros)
 }
 
-/// CLOCK_BOOTTIME, nanoseconds.
-fn boot_nanos() -> Result<u64, Failure> {
-    let now = clock_gettime(ClockId::CLOCK_BOOTTIME)
-        .map_err(|errno| Failure::Unavailable(format!("clock_gettime: {errno}")))?;
-    let nanos = i128::from(now.tv_sec()) * 1_000_000_000 + i128::from(now.tv_nsec());
-    Ok(u64::try_from(nanos).unwrap_or(0))
+/// The cgroup of a task, as its runner recorded it.
+fn cgroup(replay: &Replay) -> Option<TaskCgroup> {
+    let path = replay.state().leader()?.cgroup.as_deref()?;
+    let id = TaskId::new(replay.launch().task_id.as_str()).ok()?;
+    TaskCgroup::open_existing(Path::new(path), &id).ok()?
 }
 
 /// What the state of a task is as an exit status, for one that is not followed.
-pub fn status_of(state: proto::TaskState) -> u8 {
+pub(super) fn status_of(state: proto::TaskState) -> u8 {
     use proto::TaskState as S;
     match state {
         S::Success => status::SUCCESS,

@@ -11,7 +11,7 @@ use crate::proto::TaskView;
 /// # Errors
 ///
 /// [`Failure::Unavailable`] if a value has no JSON, such as a time beyond all calendars.
-pub fn line(message: &impl Serialize) -> Result<String, Failure> {
+pub(super) fn line(message: &impl Serialize) -> Result<String, Failure> {
     let text = serde_json::to_string(message).map_err(|error| Failure::unavailable(&error))?;
     Ok(text + "\n")
 }
@@ -21,7 +21,7 @@ pub fn line(message: &impl Serialize) -> Result<String, Failure> {
 /// # Errors
 ///
 /// As [`line`].
-pub fn task(view: &TaskView) -> Result<String, Failure> {
+pub(super) fn task(view: &TaskView) -> Result<String, Failure> {
     if !view.name.is_empty() {
         return line(view);
     }

@@ -7,7 +7,7 @@ use std::io::{self, Write};
 /// Whoever closes the other end of a pipe wants to see no more. That ends the printing, and nothing else: the Rust
 /// runtime has SIGPIPE ignored, so the write fails with EPIPE.
 #[derive(Debug, Default)]
-pub struct Out {
+pub(super) struct Out {
     gone: bool,
 }
 
@@ -17,7 +17,7 @@ impl Out {
     /// # Errors
     ///
     /// Those of write(2) but EPIPE.
-    pub fn write(&mut self, text: impl AsRef<[u8]>) -> io::Result<()> {
+    pub(super) fn write(&mut self, text: impl AsRef<[u8]>) -> io::Result<()> {
         if self.gone || text.as_ref().is_empty() {
             return Ok(());
         }
@@ -32,7 +32,7 @@ impl Out {
     }
 
     /// Whether nobody reads it any more.
-    pub fn is_gone(&self) -> bool {
+    pub(super) fn is_gone(&self) -> bool {
         self.gone
     }
 }

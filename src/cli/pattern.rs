@@ -7,7 +7,7 @@ use crate::task::TaskId;
 
 /// Patterns, any of which may match; none at all match everything.
 #[derive(Debug)]
-pub struct Patterns {
+pub(super) struct Patterns {
     patterns: Vec<(String, Regex)>,
 }
 
@@ -17,7 +17,7 @@ impl Patterns {
     /// # Errors
     ///
     /// [`Failure::Usage`] names the one that is none.
-    pub fn new(texts: &[String]) -> Result<Self, Failure> {
+    pub(super) fn new(texts: &[String]) -> Result<Self, Failure> {
         let compile = |text: &String| {
             // By itself first: `a)|(b` is an expression only within the group.
             let regex = Regex::new(text).and_then(|_| Regex::new(&format!(r"\A(?:{text})\z")));
@@ -29,7 +29,7 @@ impl Patterns {
     }
 
     /// Whether `id` matches. An id matches itself, whatever it would mean as an expression.
-    pub fn matches(&self, id: &TaskId) -> bool {
+    pub(super) fn matches(&self, id: &TaskId) -> bool {
         let id = id.as_str();
         self.patterns.is_empty()
             || self.patterns.iter().any(|(text, regex)| text == id || regex.is_match(id))

@@ -21,7 +21,7 @@ const USER_ROOT: &str = "dewar";
 /// # Errors
 ///
 /// [`Failure::Usage`] if none was named and there is no home directory.
-pub fn root(arg: &RootArg) -> Result<Root, Failure> {
+pub(super) fn root(arg: &RootArg) -> Result<Root, Failure> {
     let path = match &arg.root {
         Some(path) => path.clone(),
         None if geteuid().is_root() => SYSTEM_ROOT.into(),
@@ -48,7 +48,7 @@ fn user_root(state: Option<PathBuf>, home: Option<PathBuf>) -> Option<PathBuf> {
 /// # Errors
 ///
 /// [`Failure::Usage`] says why it can be none.
-pub fn task_id(text: &str) -> Result<TaskId, Failure> {
+pub(super) fn task_id(text: &str) -> Result<TaskId, Failure> {
     TaskId::new(text).map_err(|error| Failure::Usage(format!("task id {text:?} {error}")))
 }
 

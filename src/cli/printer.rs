@@ -20,7 +20,7 @@ const TICK: Duration = Duration::from_secs(1);
 
 /// Prints one task to standard output.
 #[derive(Debug)]
-pub struct Printer {
+pub(super) struct Printer {
     out: Out,
     /// Lines that are printed at the end of the turn.
     lines: String,
@@ -44,7 +44,7 @@ struct Live {
 
 impl Printer {
     /// A live picture on a terminal whose size is known, unless the task itself writes there; plain lines elsewhere.
-    pub fn new(output: Output, spec: &TaskSpec) -> Self {
+    pub(super) fn new(output: Output, spec: &TaskSpec) -> Self {
         let form = match output {
             Output::Json => Form::Json,
             Output::Text => Live::new(spec).map_or_else(|| Form::Plain(stdout_style()), Form::Live),
@@ -57,7 +57,7 @@ impl Printer {
     /// # Errors
     ///
     /// [`Failure::Unavailable`] if it has no JSON.
-    pub fn event(&mut self, replay: &Replay, applied: &Applied) -> Result<(), Failure> {
+    pub(super) fn event(&mut self, replay: &Replay, applied: &Applied) -> Result<(), Failure> {
         if self.out.is_gone() || matches!(self.form, Form::Live(_)) {
             return Ok(());
         }
@@ -76,7 +76,7 @@ impl Printer {
     /// # Errors
     ///
     /// Those of write(2), but not that nobody reads.
-    pub fn turn(
+    pub(super) fn turn(
         &mut self,
         replay: &Replay,
         now: u64,
@@ -90,15 +90,19 @@ impl Printer {
         self.out.write(std::mem::take(&mut self.lines))
     }
 
+    /// Whether a picture is shown, to somebody.
+    pub(super) fn is_live(&self) -> bool {
+        matches!(self.form, Form::Live(_)) && !self.out.is_gone()
+    }
+
     /// Time after which the picture of a task is out of date though nothing happened; `None`: never. Only a live
     /// run changes by itself, and only where somebody looks.
-    pub fn stale_after(&self, state: &TaskState) -> Option<Duration> {
-        let shown = matches!(self.form, Form::Live(_)) && !self.out.is_gone();
-        (shown && state.live_runs().next().is_some()).then_some(TICK)
+    pub(super) fn stale_after(&self, state: &TaskState) -> Option<Duration> {
+        (self.is_live() && state.live_runs().next().is_some()).then_some(TICK)
     }
 
     /// The terminal has another size.
-    pub fn resized(&mut self) {
+    pub(super) fn resized(&mut self) {
         if let Form::Live(live) = &mut self.form
             && let Some((rows, columns)) = term::size(io::stdout().as_fd())
         {
@@ -111,7 +115,7 @@ impl Printer {
     /// # Errors
     ///
     /// As [`Printer::turn`].
-    pub fn clear(&mut self) -> io::Result<()> {
+    pub(super) fn clear(&mut self) -> io::Result<()> {
         match &mut self.form {
             Form::Live(live) => self.out.write(live.screen.clear(live.columns)),
             Form::Json | Form::Plain(_) => Ok(()),
@@ -123,7 +127,7 @@ impl Printer {
     /// # Errors
     ///
     /// [`Failure::Unavailable`] if it has no JSON or cannot be written.
-    pub fn finish(&mut self, view: &TaskView) -> Result<(), Failure> {
+    pub(super) fn finish(&mut self, view: &TaskView) -> Result<(), Failure> {
         self.clear()?;
         let text = match &self.form {
             Form::Json => json::task(view)?,
@@ -161,6 +165,6 @@ impl Live {
 }
 
 /// Style of standard output.
-pub fn stdout_style() -> Style {
+pub(super) fn stdout_style() -> Style {
     Style::detect(io::IsTerminal::is_terminal(&io::stdout()))
 }

@@ -16,21 +16,21 @@ const NAME_COLUMNS: usize = 40;
 
 /// What a picture is made for.
 #[derive(Debug, Clone, Copy)]
-pub struct Frame {
+pub(super) struct Frame {
     /// Most lines.
-    pub rows: usize,
+    pub(super) rows: usize,
     /// Most columns of a line.
-    pub columns: usize,
+    pub(super) columns: usize,
     /// CLOCK_BOOTTIME, nanoseconds.
-    pub now: u64,
+    pub(super) now: u64,
     /// Whether states are coloured.
-    pub style: Style,
+    pub(super) style: Style,
 }
 
 /// The task in lines: itself, then its processes, as many as fit, those that run before all others.
 ///
 /// `cpu`: CPU time so far of a live run, by process index and run number.
-pub fn lines(
+pub(super) fn lines(
     launch: &Launch,
     state: &TaskState,
     cpu: &dyn Fn(u32, u32) -> Option<Duration>,
@@ -179,14 +179,14 @@ impl Line {
 
 /// The lines of a terminal that the live display has drawn on: the last ones, the cursor below them.
 #[derive(Debug, Default)]
-pub struct Screen {
+pub(super) struct Screen {
     /// Columns that each drawn line takes.
     drawn: Vec<usize>,
 }
 
 impl Screen {
     /// The bytes that draw `lines` over the ones drawn before. `columns` is the width of the terminal now.
-    pub fn draw(&mut self, lines: &[String], columns: usize) -> String {
+    pub(super) fn draw(&mut self, lines: &[String], columns: usize) -> String {
         let mut bytes = self.home(columns);
         for line in lines {
             // Erase to the end of the line after it is written: what was there is never blank in between.
@@ -198,7 +198,7 @@ impl Screen {
     }
 
     /// The bytes that take away what is drawn.
-    pub fn clear(&mut self, columns: usize) -> String {
+    pub(super) fn clear(&mut self, columns: usize) -> String {
         if self.drawn.is_empty() {
             return String::new();
         }

@@ -37,7 +37,7 @@ enum End {
 /// # Errors
 ///
 /// [`Failure`]. Of a corrupt stream, what could be read is printed before.
-pub fn run(args: &Read) -> Result<u8, Failure> {
+pub(super) fn run(args: &Read) -> Result<u8, Failure> {
     let mut reader = Reader::open_file(args.stream.as_path()).map_err(failed)?;
     let end =
         if args.records { records(&mut reader)? } else { replayed(&mut reader, args.output)? };

@@ -9,7 +9,7 @@ use crate::proto::{Event, KillView, ProcessState, ProcessView, RunView, TaskView
 const SUMMARY_MAX: usize = 100;
 
 /// An event as one line; `None` for steps that say nothing to people.
-pub fn event(event: &Event, style: Style) -> Option<String> {
+pub(super) fn event(event: &Event, style: Style) -> Option<String> {
     let what = if let Some(run) = &event.run {
         run_event(event.process.as_deref().unwrap_or_default(), run, style)?
     } else if let Some(kill) = &event.kill {
@@ -51,7 +51,7 @@ fn kill_event(kill: &KillView) -> String {
 }
 
 /// How a task ended, and what each of its processes did.
-pub fn summary(view: &TaskView, style: Style) -> String {
+pub(super) fn summary(view: &TaskView, style: Style) -> String {
     let state = view.state();
     let word = style.task(state, words::task_state(state)).into_owned();
     let mut text = format!("{} {word}", words::name(&view.task_id));
@@ -88,7 +88,7 @@ fn processes(view: &TaskView, style: Style) -> String {
 
 /// A heading, and a line for each process: its state, its runs, their time and CPU time together, and why it is
 /// what it is.
-pub fn process_lines(processes: &[&ProcessView], style: Style) -> Vec<String> {
+pub(super) fn process_lines(processes: &[&ProcessView], style: Style) -> Vec<String> {
     if processes.is_empty() {
         return Vec::new();
     }
@@ -133,7 +133,7 @@ fn cpu(process: &ProcessView) -> Option<std::time::Duration> {
 }
 
 /// A line for each run of a process: its state, times and pid, and if `why` the reason of its end and its usage.
-pub fn run_lines(process: &ProcessView, why: bool, style: Style) -> Vec<String> {
+pub(super) fn run_lines(process: &ProcessView, why: bool, style: Style) -> Vec<String> {
     let rows: Vec<_> = process.runs.iter().map(|run| run_row(run, why)).collect();
     let aligns = [Align::Left, Align::Left, Align::Left, Align::Right, Align::Left, Align::Left];
     table::lines(&rows, aligns, |row, column, text| match column {

@@ -9,7 +9,7 @@ use signal_hook::low_level::pipe;
 
 /// Signals that arrived, a byte each.
 #[derive(Debug)]
-pub struct Signals {
+pub(super) struct Signals {
     interrupts: UnixStream,
     resizes: UnixStream,
 }
@@ -20,7 +20,7 @@ impl Signals {
     /// # Errors
     ///
     /// Those of socketpair(2) and sigaction(2).
-    pub fn catch() -> io::Result<Self> {
+    pub(super) fn catch() -> io::Result<Self> {
         let (interrupts, interrupted) = UnixStream::pair()?;
         let (resizes, resized) = UnixStream::pair()?;
         interrupts.set_nonblocking(true)?;
@@ -32,22 +32,22 @@ impl Signals {
     }
 
     /// Readable once an interrupt has come.
-    pub fn interrupt_fd(&self) -> BorrowedFd<'_> {
+    pub(super) fn interrupt_fd(&self) -> BorrowedFd<'_> {
         self.interrupts.as_fd()
     }
 
     /// Readable once the terminal has another size.
-    pub fn resize_fd(&self) -> BorrowedFd<'_> {
+    pub(super) fn resize_fd(&self) -> BorrowedFd<'_> {
         self.resizes.as_fd()
     }
 
     /// How many interrupts have come since the last time.
-    pub fn interrupts(&self) -> usize {
+    pub(super) fn interrupts(&self) -> usize {
         drain(&self.interrupts)
     }
 
     /// Whether the terminal has another size than the last time.
-    pub fn resized(&self) -> bool {
+    pub(super) fn resized(&self) -> bool {
         drain(&self.resizes) > 0
     }
 }

@@ -18,7 +18,7 @@ use crate::proto::{ProcessState, ProcessView, TaskState, TaskView, Timestamp};
 /// # Errors
 ///
 /// [`Failure`]; a task that cannot be read is none: it is told as CORRUPT, or with the others told nevertheless.
-pub fn run(args: &Status) -> Result<u8, Failure> {
+pub(super) fn run(args: &Status) -> Result<u8, Failure> {
     let patterns = Patterns::new(&args.patterns)?;
     let root = place::root(&args.root)?;
     let mut sights = Vec::new();

@@ -9,7 +9,7 @@ const GAP: usize = 2;
 
 /// On which side a column is filled up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Align {
+pub(super) enum Align {
     /// Text begins at the same place.
     Left,
     /// Numbers end at the same place.
@@ -18,7 +18,7 @@ pub enum Align {
 
 /// The rows as lines without blanks at their ends. `paint` colours a cell by row, column and padded text; what it
 /// adds takes no columns.
-pub fn lines<const N: usize>(
+pub(super) fn lines<const N: usize>(
     rows: &[[String; N]],
     aligns: [Align; N],
     paint: impl for<'t> Fn(usize, usize, &'t str) -> Cow<'t, str>,

@@ -12,7 +12,7 @@ use crate::proto;
 
 /// `text` with every character that would act on a terminal, or that cannot be seen, written as `\x1b` or
 /// `\u{202e}`.
-pub fn escape(text: &str) -> Cow<'_, str> {
+pub(super) fn escape(text: &str) -> Cow<'_, str> {
     if !text.chars().any(is_unsafe) {
         return Cow::Borrowed(text);
     }
@@ -52,14 +52,14 @@ fn is_unsafe(c: char) -> bool {
 
 /// Makes a stream of bytes safe for a terminal; characters may be cut anywhere between two pieces.
 #[derive(Debug, Default)]
-pub struct Neutralizer {
+pub(super) struct Neutralizer {
     /// The beginning of a character whose rest has not come yet.
     cut: Vec<u8>,
 }
 
 impl Neutralizer {
     /// Appends the safe form of `bytes` to `out`; line ends and tabs stay.
-    pub fn push(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
+    pub(super) fn push(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
         let joined;
         let bytes = if self.cut.is_empty() {
             bytes
@@ -86,7 +86,7 @@ impl Neutralizer {
     }
 
     /// Appends what is left of a character that never became whole.
-    pub fn finish(&mut self, out: &mut Vec<u8>) {
+    pub(super) fn finish(&mut self, out: &mut Vec<u8>) {
         let mut safe = String::new();
         push_bytes(&mut safe, &std::mem::take(&mut self.cut));
         out.extend_from_slice(safe.as_bytes());
@@ -105,12 +105,12 @@ fn is_cut(bytes: &[u8]) -> bool {
 }
 
 /// Columns that `text` takes: two for the wide characters of East Asia and for emoji, one for any other.
-pub fn width(text: &str) -> usize {
+pub(super) fn width(text: &str) -> usize {
     text.chars().map(columns).sum()
 }
 
 /// As much of `text` as fits `limit` columns; what is cut off shows as `…`.
-pub fn cut(text: &str, limit: usize) -> Cow<'_, str> {
+pub(super) fn cut(text: &str, limit: usize) -> Cow<'_, str> {
     if width(text) <= limit {
         return Cow::Borrowed(text);
     }
@@ -139,14 +139,14 @@ fn columns(c: char) -> usize {
 }
 
 /// Rows and columns of the terminal behind `fd`; `None` if it is no terminal or does not say.
-pub fn size(fd: impl AsFd) -> Option<(usize, usize)> {
+pub(super) fn size(fd: impl AsFd) -> Option<(usize, usize)> {
     let (columns, rows) = terminal_size::terminal_size_of(fd)?;
     Some((rows.0.into(), columns.0.into()))
 }
 
 /// Whether text is coloured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Style {
+pub(super) enum Style {
     /// No escape sequence is written.
     Plain,
     /// States have colours.
@@ -155,14 +155,14 @@ pub enum Style {
 
 impl Style {
     /// Coloured on a terminal, unless NO_COLOR is set and not empty (no-color.org) or the terminal is dumb.
-    pub fn detect(is_terminal: bool) -> Self {
+    pub(super) fn detect(is_terminal: bool) -> Self {
         let refused = || std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let dumb = || std::env::var_os("TERM").is_none_or(|term| term == "dumb");
         if is_terminal && !refused() && !dumb() { Self::Coloured } else { Self::Plain }
     }
 
     /// `text` in the colour of a process state.
-    pub fn process(self, state: proto::ProcessState, text: &str) -> Cow<'_, str> {
+    pub(super) fn process(self, state: proto::ProcessState, text: &str) -> Cow<'_, str> {
         use proto::ProcessState as S;
         self.paint(
             text,
@@ -177,7 +177,7 @@ impl Style {
     }
 
     /// `text` in the colour of a task state.
-    pub fn task(self, state: proto::TaskState, text: &str) -> Cow<'_, str> {
+    pub(super) fn task(self, state: proto::TaskState, text: &str) -> Cow<'_, str> {
         use proto::TaskState as S;
         self.paint(
             text,
@@ -192,7 +192,7 @@ impl Style {
     }
 
     /// `text` in the background.
-    pub fn dim(self, text: &str) -> Cow<'_, str> {
+    pub(super) fn dim(self, text: &str) -> Cow<'_, str> {
         self.paint(text, Colour::Dim)
     }
 

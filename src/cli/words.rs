@@ -9,25 +9,25 @@ use crate::proto::{
 };
 
 /// A state of a task, such as `ACTIVE`.
-pub fn task_state(state: TaskState) -> &'static str {
+pub(super) fn task_state(state: TaskState) -> &'static str {
     let name = state.as_str_name();
     name.strip_prefix("TASK_STATE_").unwrap_or(name)
 }
 
 /// A state of a process or run, such as `RUNNING`.
-pub fn process_state(state: ProcessState) -> &'static str {
+pub(super) fn process_state(state: ProcessState) -> &'static str {
     let name = state.as_str_name();
     name.strip_prefix("PROCESS_STATE_").unwrap_or(name)
 }
 
 /// A name that stands among other words: what could be taken for one of them is quoted.
-pub fn name(text: &str) -> String {
+pub(super) fn name(text: &str) -> String {
     let quoted = text.is_empty() || text.contains(|c: char| c.is_whitespace() || c == '"');
     if quoted { format!("\"{}\"", escape(text).replace('"', "\\\"")) } else { escape(text).into() }
 }
 
 /// A span of time in at most seven characters, such as `0.25s`, `12.3s`, `3m07s`, `5h03m`, `12d04h`.
-pub fn span(time: Duration) -> String {
+pub(super) fn span(time: Duration) -> String {
     let seconds = time.as_secs();
     match seconds {
         0..10 => format!("{}.{:02}s", seconds, time.subsec_millis() / 10),
@@ -39,7 +39,7 @@ pub fn span(time: Duration) -> String {
 }
 
 /// A number of bytes, such as `512 B` or `3.4 MiB`.
-pub fn bytes(count: u64) -> String {
+pub(super) fn bytes(count: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
     if count < 1024 {
         return format!("{count} B");
@@ -54,7 +54,7 @@ pub fn bytes(count: u64) -> String {
 }
 
 /// A time of day to the millisecond, UTC, such as `2026-08-01T09:30:00.123Z`.
-pub fn clock(time: Timestamp) -> String {
+pub(super) fn clock(time: Timestamp) -> String {
     let text = time.to_string();
     match text.get(..23) {
         Some(millis) if text.ends_with('Z') => format!("{millis}Z"),
@@ -63,19 +63,19 @@ pub fn clock(time: Timestamp) -> String {
 }
 
 /// From `earlier` to `later`; zero if the clock was set back between the two.
-pub fn between(earlier: Timestamp, later: Timestamp) -> Duration {
+pub(super) fn between(earlier: Timestamp, later: Timestamp) -> Duration {
     let nanos = later.unix_nanos().saturating_sub(earlier.unix_nanos());
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(0))
 }
 
 /// CPU time of a usage, where it is known.
-pub fn cpu(usage: &Usage) -> Option<Duration> {
+pub(super) fn cpu(usage: &Usage) -> Option<Duration> {
     Duration::try_from(usage.cpu_time?).ok()
 }
 
 /// How and why a run ended, such as `exit status 3`; `None` while it lives, and when there is nothing to say
 /// about a success.
-pub fn ending(run: &RunView) -> Option<String> {
+pub(super) fn ending(run: &RunView) -> Option<String> {
     let verdict = run.verdict.as_ref()?;
     let mut text = reason(run, verdict)?;
     if let Some(detail) = &verdict.detail {
@@ -117,7 +117,7 @@ fn stage(stage: KillStage) -> &'static str {
 }
 
 /// What a run used, such as `0.31s CPU, peak 3.4 MiB`; empty where nothing is known.
-pub fn usage(usage: &Usage) -> String {
+pub(super) fn usage(usage: &Usage) -> String {
     let mut parts = Vec::new();
     if let Some(time) = cpu(usage) {
         parts.push(format!("{} CPU", span(time)));
