@@ -191,7 +191,7 @@ fn a_fork_storm_is_killed_while_it_forks() {
     let scene = Scene::new();
     let up = scene.gate("up");
     let storm = format!(
-        "f() {{ trap '' TERM; while :; do (:) & (setsid true &); done; }}; \
+        "trap '' TERM; f() {{ while :; do (:) & (setsid true &); done; }}; \
                          for i in 1 2 3 4; do f & done; {}; wait",
         up.tell()
     );

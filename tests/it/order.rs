@@ -164,8 +164,10 @@ fn a_crash_counts_as_a_failure() {
 #[test]
 fn a_kill_from_outside_does_not_count_as_a_failure() {
     let scene = Scene::new();
-    let process = p("a", "[ -e ran ] && exit 0; touch ran; exec sleep 60");
-    let mut running = scene.spawn(&task([process.max_failures(1)]));
+    let ran = scene.gate("ran");
+    let command = format!("[ -e ran ] && exit 0; touch ran; {}; exec sleep 60", ran.tell());
+    let mut running = scene.spawn(&task([p("a", command).max_failures(1)]));
+    ran.wait();
 
     running.wait_until_running("a", 0).0.kill();
 

@@ -279,7 +279,9 @@ pub(super) fn diagnosis(place: &Place) -> String {
     let tree = said(Command::new("ps").args(["-e", "--forest", "-o", "pid,ppid,stat,wchan,args"]));
     let task = said(Command::new(DEWAR).arg("read").arg("--records").arg(stream));
     let (tree, task) = (tree.unwrap_or_default(), task.unwrap_or_default());
-    format!("{tree}\n{task}")
+    let worth = |line: &&str| !line.contains("<defunct>") && !line.contains(" [");
+    let tree: Vec<&str> = tree.lines().filter(worth).collect();
+    format!("{}\n{task}", tree.join("\n"))
 }
 
 impl Drop for Scene {
