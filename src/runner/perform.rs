@@ -60,6 +60,13 @@ impl Runner {
         if run.doomed.is_some() || self.state.phase() == Some(Phase::Cleaning) {
             return self.drop_run(process, run.doomed.unwrap_or(KillStage::Terminate));
         }
+        // Invariant 2: its coordinator may have recorded what a power cut took from our stream.
+        self.absorb(process)?;
+        match self.state.processes()[process as usize].live_run() {
+            Some((_, run)) if run.state == RunState::Waiting => {}
+            Some(_) => return self.attach_run(process),
+            None => return Ok(()),
+        }
         match self.fork_coordinator(process) {
             Ok(Some(coordinator)) => {
                 self.sources
