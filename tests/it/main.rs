@@ -8,4 +8,5 @@
 
 mod ending;
 mod order;
+mod recover;
 mod support;

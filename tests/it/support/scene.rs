@@ -9,6 +9,8 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use dewar::checkpoint::{Identity, Root, lock};
+use dewar::task::TaskId;
 use serde_json::Value;
 
 use super::DEADLINE;
@@ -248,6 +250,18 @@ impl Scene {
         let status = self.status();
         let pid = status["runnerPid"].as_i64().unwrap_or_else(|| panic!("no runner: {status}"));
         Pid::of(i32::try_from(pid).unwrap())
+    }
+
+    /// Waits until no runner holds the task: one that has told its end may still file it away.
+    #[track_caller]
+    pub(crate) fn wait_until_led_by_nobody(&self) {
+        let root = Root::new(self.root()).unwrap();
+        let stream = Identity::runner(TaskId::new(self.id()).unwrap());
+        while let Some(holder) = lock::holder(&root, &stream).unwrap() {
+            if let Some(runner) = holder.pid.and_then(Pid::find) {
+                runner.wait();
+            }
+        }
     }
 
     /// The records of the runner's stream.
