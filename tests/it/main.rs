@@ -8,5 +8,6 @@
 
 mod ending;
 mod order;
+mod outcomes;
 mod recover;
 mod support;

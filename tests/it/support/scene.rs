@@ -295,7 +295,9 @@ pub(super) fn diagnosis(place: &Place) -> String {
     let (tree, task) = (tree.unwrap_or_default(), task.unwrap_or_default());
     let worth = |line: &&str| !line.contains("<defunct>") && !line.contains(" [");
     let tree: Vec<&str> = tree.lines().filter(worth).collect();
-    format!("{}\n{task}", tree.join("\n"))
+    let records: Vec<&str> = task.lines().collect();
+    let last = &records[records.len().saturating_sub(40)..];
+    format!("{}\n{}", tree.join("\n"), last.join("\n"))
 }
 
 impl Drop for Scene {
