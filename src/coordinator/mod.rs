@@ -26,7 +26,7 @@ use nix::sys::signal::SigSet;
 use nix::sys::time::TimeVal;
 use nix::unistd::Pid;
 
-use crate::cgroup::{CgroupError, Leaf, TaskCgroup};
+use crate::cgroup::{Leaf, TaskCgroup};
 use crate::checkpoint::{Instant, Writer};
 use crate::failpoint::{Failpoint, hit};
 use crate::proto::record::Kind;
@@ -43,7 +43,10 @@ use crate::task::ProcessSpec;
 use output::Output;
 
 /// Bytes set aside for the records of a run, so that a disk that fills up meanwhile cannot take its end.
-const RESERVE: u64 = 4096;
+pub const RESERVE: u64 = 4096;
+
+/// Tries to start a run before it is given up, if what failed may not fail the next time.
+const START_TRIES: u32 = 8;
 
 /// First and longest pause between two tries to write a record.
 const RETRY: std::ops::RangeInclusive<Duration> =
@@ -86,10 +89,25 @@ impl Failure {
         Self { step: step.to_owned(), errno, detail: error.to_string() }
     }
 
+    /// Whether a disk, quota or file size limit is reached.
+    fn is_no_space(&self) -> bool {
+        matches!(self.errno, Some(Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG))
+    }
+
+    /// Whether the same call may well succeed soon: it failed for want of something, or was interrupted.
+    fn is_passing(&self) -> bool {
+        use Errno::{EAGAIN, EBUSY, EINTR, EIO, EMFILE, ENFILE, ENOMEM};
+        matches!(self.errno, Some(EAGAIN | EBUSY | EINTR | EIO | EMFILE | ENFILE | ENOMEM))
+    }
+
     /// The errno at the end of a chain of causes.
     fn caused(step: &str, error: &(dyn std::error::Error + 'static)) -> Self {
         let chain = || std::iter::successors(Some(error), |cause| cause.source());
-        let errno = chain().find_map(|cause| cause.downcast_ref::<Errno>().copied());
+        let system = |cause: &(dyn std::error::Error + 'static)| {
+            let io = cause.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+            cause.downcast_ref::<Errno>().copied().or(io.map(Errno::from_raw))
+        };
+        let errno = chain().find_map(system);
         let texts: Vec<String> = chain().map(ToString::to_string).collect();
         Self { step: step.to_owned(), errno, detail: texts.join(": ") }
     }
@@ -155,36 +173,60 @@ impl<'a> Coordinator<'a> {
     }
 
     /// Step 2, which either gives a run or leaves nothing behind.
+    ///
+    /// A call that failed for want of something is tried again: it says nothing about the run. Space is waited for, for
+    /// as long as the runner waits for RUNNING.
     fn start(&mut self) -> Result<Running, Failure> {
+        let mut pause = *RETRY.start();
+        let mut tries = 1;
+        loop {
+            match self.try_start() {
+                Err(failure) if failure.is_no_space() => {}
+                Err(failure) if failure.is_passing() && tries < START_TRIES => tries += 1,
+                done => return done,
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(*RETRY.end());
+        }
+    }
+
+    fn try_start(&self) -> Result<Running, Failure> {
         hit(Failpoint::CoordinatorForked).map_err(|error| Failure::new("failpoint", error))?;
         let leaf = self.make_leaf()?;
         match self.start_in(leaf.as_ref()) {
             Ok((pid, pidfd, output)) => Ok(Running { pid, pidfd, leaf, output }),
             Err(failure) => {
                 clear(leaf.as_ref());
+                remove(leaf.as_ref());
                 Err(failure)
             }
         }
     }
 
     fn make_leaf(&self) -> Result<Option<Leaf>, Failure> {
-        let Job { cgroup, spec, launch, run, .. } = &self.job;
-        let failed = |error: CgroupError| Failure::caused("cgroup", &error);
+        let Job { cgroup, spec, run, .. } = &self.job;
         let Some(cgroup) = cgroup else {
             process::become_subreaper().map_err(|error| Failure::new("subreaper", error))?;
             return Ok(None);
         };
-        let leaf = cgroup.leaf(&spec.name, *run).map_err(failed)?;
+        let leaf =
+            cgroup.leaf(&spec.name, *run).map_err(|error| Failure::caused("cgroup", &error))?;
+        let limited = self.limit(&leaf).inspect_err(|_| remove(Some(&leaf)));
+        limited.map(|()| Some(leaf))
+    }
+
+    fn limit(&self, leaf: &Leaf) -> Result<(), Failure> {
+        let Job { spec, launch, process, .. } = &self.job;
         if let Some(resources) = &spec.resources {
-            let path = format!("processes[{}].resources", self.job.process);
-            let missing = leaf.apply(resources, &path).map_err(failed)?;
+            let path = format!("processes[{process}].resources");
+            let missing =
+                leaf.apply(resources, &path).map_err(|error| Failure::caused("cgroup", &error))?;
             if let Some(limit) = missing.iter().find(|l| !launch.unenforced.contains(&l.field)) {
                 let why = format!("{}: {} is gone: {}", limit.field, limit.needs, limit.why);
                 return Err(Failure::new("limits", io::Error::other(why)));
             }
         }
-        hit(Failpoint::CoordinatorLeaf).map_err(|error| Failure::new("failpoint", error))?;
-        Ok(Some(leaf))
+        hit(Failpoint::CoordinatorLeaf).map_err(|error| Failure::new("failpoint", error))
     }
 
     fn start_in(&self, leaf: Option<&Leaf>) -> Result<(Pid, OwnedFd, Output), Failure> {
@@ -225,10 +267,7 @@ impl<'a> Coordinator<'a> {
         clear(running.leaf.as_ref());
         running.output.finish();
         let usage = usage(running.leaf.as_ref());
-        if let Some(leaf) = &running.leaf {
-            // What is left of it the runner removes with the task's.
-            let _ = leaf.remove();
-        }
+        remove(running.leaf.as_ref());
         let _ = hit(Failpoint::CoordinatorEmpty);
         ended(exit, usage)
     }
@@ -312,6 +351,14 @@ fn clear(leaf: Option<&Leaf>) {
         let _ = leaf.kill();
         let soon = std::time::Instant::now() + *RETRY.end();
         let _ = leaf.wait_empty(soon);
+    }
+}
+
+/// Removes the leaf of a run that is over.
+fn remove(leaf: Option<&Leaf>) {
+    if let Some(leaf) = leaf {
+        // What is left of it the runner removes with the task's.
+        let _ = leaf.remove();
     }
 }
 
