@@ -143,7 +143,11 @@ impl Runner {
             process::while_minding_children(|| clone::fork(|| coordinator::main(job)))
                 .and_then(|forked| Ok(forked?))
                 .map_err(|error| ("fork", error))?;
-        Ok(Start::Forked(Coordinator { pid: pid.as_raw(), pidfd }))
+        match pidfd {
+            Ok(pidfd) => Ok(Start::Forked(Coordinator { pid: pid.as_raw(), pidfd })),
+            // It is known by what it records, like one that an earlier runner forked.
+            Err(_) => Ok(Start::Held),
+        }
     }
 
     /// Makes sure that what is about to begin, and what has begun, can be recorded to the end, whatever fills the disk
@@ -330,8 +334,14 @@ impl Runner {
         Ok(true)
     }
 
-    /// Without cgroups: kills what became the runner's child when its coordinator died; true once there is none.
+    /// Without cgroups: kills what became the runner's child when its coordinator died; true once there is none. While a
+    /// coordinator is not known yet, it cannot be told from these.
     fn kill_orphans(&self) -> bool {
+        let is_known =
+            |process| self.live.get(process).is_none_or(|live| live.coordinator.is_some());
+        if !self.starting.iter().all(is_known) {
+            return false;
+        }
         let coordinators: Vec<i32> =
             self.live.values().filter_map(|live| Some(live.coordinator.as_ref()?.pid)).collect();
         process::kill_children_except(&coordinators) == 0
