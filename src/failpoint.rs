@@ -3,8 +3,8 @@
 //! They exist in builds with debug assertions only; in a release build [`hit`] is nothing.
 //!
 //! - `dewar-runner --failpoints` lists them, one a line, so that a test can loop over all.
-//! - `DEWAR_FAILPOINT=NAME=ACTION@TOKEN` arms one. ACTION is `kill` (SIGKILL to itself), `panic`, or the name
-//!   of an errno (`ENOSPC`). It acts once, in whichever process passes it after as many passes as the file TOKEN has
+//! - `DEWAR_FAILPOINT=NAME=ACTION@TOKEN` arms one. ACTION is `kill` (SIGKILL to itself), `stop` (SIGSTOP), `panic`,
+//!   or the name of an errno (`ENOSPC`). It acts once, in whichever process passes it after as many passes as the file TOKEN has
 //!   bytes: each pass takes one byte, and the one that finds none removes the file and acts. `ACTION*` acts at every
 //!   pass for as long as TOKEN is there.
 //! - `DEWAR_FAILPOINT_TRACE=FILE` appends the name of every point that is passed to FILE.
@@ -199,10 +199,8 @@ mod armed {
 
     fn act(action: &str) -> io::Result<()> {
         match action {
-            "kill" => {
-                raise(Signal::SIGKILL)?;
-                Ok(())
-            }
+            "kill" => Ok(raise(Signal::SIGKILL)?),
+            "stop" => Ok(raise(Signal::SIGSTOP)?),
             "panic" => panic!("a failpoint was armed with a panic"),
             errno => Err(io::Error::from_raw_os_error(named(errno) as i32)),
         }

@@ -45,7 +45,10 @@ use output::Pump;
 use start::{LaunchFailed, Run, Start, Step};
 
 /// Bytes set aside for the records of a run, so that a disk that fills up meanwhile cannot take its end.
-const RESERVE: u64 = 4096;
+pub const RESERVE: u64 = 4096;
+
+/// Tries to start a run before it is given up, if what failed may not fail the next time.
+const START_TRIES: u32 = 8;
 
 /// Where output goes if the task file does not say (T4).
 const DEFAULT_LOGGER: Logger = Logger { file: Some(FileMode::Standard), console: false };
@@ -76,6 +79,10 @@ pub struct Job<'a> {
     pub cgroup: Option<&'a TaskCgroup>,
     /// Soft limit of descriptors that the run gets.
     pub descriptors: u64,
+}
+
+fn no_cgroup(error: CgroupError) -> LaunchFailed {
+    LaunchFailed::caused(Step::Cgroup, &error)
 }
 
 /// Passes a failpoint between two steps of a launch.
@@ -143,7 +150,24 @@ impl<'a> Coordinator<'a> {
     }
 
     /// Step 2, which either gives a run or leaves nothing behind.
+    ///
+    /// A call that failed for want of something is tried again: it says nothing about the run. Space is waited for, for
+    /// as long as the runner waits for RUNNING.
     fn start(&mut self) -> Result<Running, LaunchFailed> {
+        let mut pause = *RETRY.start();
+        let mut tries = 1;
+        loop {
+            match self.try_start() {
+                Err(failure) if failure.is_no_space() => {}
+                Err(failure) if failure.is_passing() && tries < START_TRIES => tries += 1,
+                done => return done,
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(*RETRY.end());
+        }
+    }
+
+    fn try_start(&self) -> Result<Running, LaunchFailed> {
         pass(Failpoint::CoordinatorForked)?;
         let leaf = self.make_leaf()?;
         match self.start_in(leaf.as_ref()) {
@@ -157,24 +181,28 @@ impl<'a> Coordinator<'a> {
     }
 
     fn make_leaf(&self) -> Result<Option<Leaf>, LaunchFailed> {
-        let Job { cgroup, spec, launch, run, .. } = &self.job;
-        let failed = |error: CgroupError| LaunchFailed::caused(Step::Cgroup, &error);
+        let Job { cgroup, spec, run, .. } = &self.job;
         let Some(cgroup) = cgroup else {
             process::become_subreaper()
                 .map_err(|error| LaunchFailed::caused(Step::Subreaper, &error))?;
             return Ok(None);
         };
-        let leaf = cgroup.leaf(&spec.name, *run).map_err(failed)?;
+        let leaf = cgroup.leaf(&spec.name, *run).map_err(no_cgroup)?;
+        let limited = self.limit(&leaf).inspect_err(|_| remove(Some(&leaf)));
+        limited.map(|()| Some(leaf))
+    }
+
+    fn limit(&self, leaf: &Leaf) -> Result<(), LaunchFailed> {
+        let Job { spec, launch, process, .. } = &self.job;
         if let Some(resources) = &spec.resources {
-            let path = format!("processes[{}].resources", self.job.process);
-            let missing = leaf.apply(resources, &path).map_err(failed)?;
+            let path = format!("processes[{process}].resources");
+            let missing = leaf.apply(resources, &path).map_err(no_cgroup)?;
             if let Some(limit) = missing.iter().find(|l| !launch.unenforced.contains(&l.field)) {
                 let why = format!("{}: {} is gone: {}", limit.field, limit.needs, limit.why);
                 return Err(LaunchFailed::caused(Step::Cgroup, &io::Error::other(why)));
             }
         }
-        pass(Failpoint::CoordinatorLeaf)?;
-        Ok(Some(leaf))
+        pass(Failpoint::CoordinatorLeaf)
     }
 
     fn start_in(&self, leaf: Option<&Leaf>) -> Result<(Pid, OwnedFd, Option<Pump>), LaunchFailed> {
@@ -307,6 +335,14 @@ fn clear(leaf: Option<&Leaf>) {
     }
 }
 
+/// Removes the leaf of a run that is over.
+fn remove(leaf: Option<&Leaf>) {
+    if let Some(leaf) = leaf {
+        // What is left of it the runner removes with the task's.
+        let _ = leaf.remove();
+    }
+}
+
 /// What the run used: by its leaf, or by what the kernel adds up for children that were waited for.
 fn usage(leaf: Option<&Leaf>) -> Option<Usage> {
     let micros = |micros: u64| duration(Duration::from_micros(micros));
@@ -337,13 +373,6 @@ fn usage(leaf: Option<&Leaf>) -> Option<Usage> {
 
 fn duration(of: Duration) -> pbjson_types::Duration {
     pbjson_types::Duration { seconds: of.as_secs() as i64, nanos: of.subsec_nanos() as i32 }
-}
-
-/// Removes the leaf of a run that is over. What cannot be removed the runner removes with the task's cgroup.
-fn remove(leaf: Option<&Leaf>) {
-    if let Some(leaf) = leaf {
-        let _ = leaf.remove();
-    }
 }
 
 fn not_started(failure: &LaunchFailed) -> RunEnd {

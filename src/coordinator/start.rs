@@ -294,6 +294,17 @@ impl LaunchFailed {
         Self { step: Step::Output, errno: error.errno(), detail: Some(error.to_string()) }
     }
 
+    /// Whether a disk, quota or file size limit is reached.
+    pub(super) fn is_no_space(&self) -> bool {
+        matches!(self.errno, Some(Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG))
+    }
+
+    /// Whether the same call may well succeed soon: it failed for want of something, or was interrupted.
+    pub(super) fn is_passing(&self) -> bool {
+        use Errno::{EAGAIN, EBUSY, EINTR, EIO, EMFILE, ENFILE, ENOMEM};
+        matches!(self.errno, Some(EAGAIN | EBUSY | EINTR | EIO | EMFILE | ENFILE | ENOMEM))
+    }
+
     /// A step of the coordinator's own that failed, with the errno at the end of its causes.
     pub(super) fn caused(step: Step, error: &(dyn std::error::Error + 'static)) -> Self {
         let causes = || std::iter::successors(Some(error), |cause| cause.source());

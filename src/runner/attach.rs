@@ -113,7 +113,10 @@ impl Runner {
             cgroup: self.cgroup.as_ref().map(|cgroup| cgroup.path().display().to_string()),
             dropped_bytes,
         };
-        self.record(Event::Led(leader), clock::now())
+        self.record(Event::Led(leader), clock::now())?;
+        // What lives already has its space from an earlier runner, if any runner could have it.
+        let _ = self.reserve();
+        Ok(())
     }
 
     /// Finds out what became of the runs that were live under an earlier runner.

@@ -161,6 +161,8 @@ struct Live {
     is_of_earlier_boot: bool,
     /// Tries to fork its coordinator that failed in a row.
     failed_starts: u32,
+    /// A start found no space, and that was said.
+    wants_space: bool,
 }
 
 /// A coordinator that lives, or has just died.

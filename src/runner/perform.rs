@@ -1,7 +1,9 @@
 //! How each effect is done, after its record was written.
 
+use std::error::Error;
 use std::io;
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use nix::errno::Errno;
 
@@ -9,7 +11,7 @@ use super::attach::{START_BACKSTOP, UNKNOWN_BACKSTOP};
 use super::sources::Wake;
 use super::{Coordinator, RETRY, Runner, RunnerError, doing};
 use crate::cgroup::CgroupError;
-use crate::checkpoint::{OpenError, Recovery, Writer};
+use crate::checkpoint::{OpenError, Recovery, WriteError, Writer};
 use crate::coordinator::{self, Job};
 use crate::failpoint::{Failpoint, hit};
 use crate::proto::record::Kind;
@@ -48,6 +50,13 @@ enum Stream {
 
 /// Starts in a row that fail before a run is given up as FAILED.
 const START_TRIES: u32 = 8;
+
+/// Pause before a start that found no space is tried again.
+const SPACE_PAUSE: Duration = Duration::from_millis(500);
+
+/// Bytes set aside in the runner's stream for what becomes of the task, and for what becomes of each live run.
+const RESERVE: u64 = 4096;
+const RUN_RESERVE: u64 = 1024;
 
 /// Time that a doomed run gets to come from FORKED to RUNNING, where it can be killed as a whole.
 const DOOM_BACKSTOP: u64 = 5_000_000_000;
@@ -104,13 +113,20 @@ impl Runner {
     /// Forks the coordinator of the live run of `process`.
     fn fork_coordinator(&mut self, process: u32) -> Result<Start, (&'static str, io::Error)> {
         hit(Failpoint::LaunchStream).map_err(|error| ("open stream", error))?;
-        let run = self.live.get(&process).map_or(0, |live| live.run);
-        let stream = match self.take_stream(process, run) {
+        self.reserve().map_err(|error| ("reserve space", io_error(error)))?;
+        let (run, tries) =
+            self.live.get(&process).map_or((0, 0), |live| (live.run, live.failed_starts));
+        let mut stream = match self.take_stream(process, run) {
             Ok(Stream::Ours(stream)) => stream,
             Ok(Stream::Held) => return Ok(Start::Held),
             Ok(Stream::Begun) => return Ok(Start::Begun),
             Err(error) => return Err(("open stream", error)),
         };
+        if tries > 0 {
+            // A coordinator that finds no space just ends: here it is told why.
+            let reserved = stream.reserve(coordinator::RESERVE);
+            reserved.map_err(|error| ("reserve space", io_error(error)))?;
+        }
         hit(Failpoint::LaunchLocked).map_err(|error| ("fork", error))?;
         let job = Job {
             task: &self.task,
@@ -128,7 +144,17 @@ impl Runner {
             process::while_minding_children(|| clone::fork(|| coordinator::main(job)))
                 .and_then(|forked| Ok(forked?))
                 .map_err(|error| ("fork", error))?;
-        Ok(Start::Forked(Coordinator { pid: pid.as_raw(), pidfd }))
+        match pidfd {
+            Ok(pidfd) => Ok(Start::Forked(Coordinator { pid: pid.as_raw(), pidfd })),
+            // It is known by what it records, like one that an earlier runner forked.
+            Err(_) => Ok(Start::Held),
+        }
+    }
+
+    /// Makes sure that what is about to begin, and what has begun, can be recorded to the end, whatever fills the disk
+    /// meanwhile; and that a kill can be.
+    pub(super) fn reserve(&mut self) -> Result<(), WriteError> {
+        self.writer.reserve(RESERVE + RUN_RESERVE * self.live.len() as u64)
     }
 
     /// The stream of a process, locked for the coordinator of `run`.
@@ -151,7 +177,8 @@ impl Runner {
         Ok(Stream::Ours(recovery.finish().map_err(io_error)?.writer))
     }
 
-    /// A start failed before anything ran: it is tried again, with pauses that grow, and given up in the end.
+    /// A start failed before anything ran: it is tried again, with pauses that grow, and given up in the end; but not
+    /// for want of space. That is waited for, like everything that is to be written.
     pub(super) fn start_failed(
         &mut self,
         process: u32,
@@ -159,11 +186,17 @@ impl Runner {
         error: io::Error,
     ) -> Result<(), RunnerError> {
         let Some(live) = self.live.get_mut(&process) else { return Ok(()) };
+        if is_no_space(&error) {
+            if !std::mem::replace(&mut live.wants_space, true) {
+                eprintln!("dewar-runner: {}: no space to start a run, waiting: {error}", self.task);
+            }
+            self.retry(SPACE_PAUSE, Act::Launch(process));
+            return Ok(());
+        }
         live.failed_starts += 1;
         if live.failed_starts < START_TRIES {
             let pause = (*RETRY.start() * 2u32.pow(live.failed_starts - 1)).min(*RETRY.end());
-            let at = clock::boot_nanos() + pause.as_nanos() as u64;
-            self.retries.push((at, Act::Launch(process)));
+            self.retry(pause, Act::Launch(process));
             return Ok(());
         }
         let verdict = Verdict {
@@ -174,6 +207,11 @@ impl Runner {
             ..Verdict::default()
         };
         self.end(process, Outcome::NotStarted, verdict)
+    }
+
+    fn retry(&mut self, pause: Duration, act: Act) {
+        let at = clock::boot_nanos() + pause.as_nanos() as u64;
+        self.retries.push((at, act));
     }
 
     fn drop_run(&mut self, process: u32, stage: KillStage) -> Result<(), RunnerError> {
@@ -297,8 +335,14 @@ impl Runner {
         Ok(true)
     }
 
-    /// Without cgroups: kills what became the runner's child when its coordinator died; true once there is none.
+    /// Without cgroups: kills what became the runner's child when its coordinator died; true once there is none. While a
+    /// coordinator is not known yet, it cannot be told from these.
     fn kill_orphans(&self) -> bool {
+        let is_known =
+            |process| self.live.get(process).is_none_or(|live| live.coordinator.is_some());
+        if !self.starting.iter().all(is_known) {
+            return false;
+        }
         let coordinators: Vec<i32> =
             self.live.values().filter_map(|live| Some(live.coordinator.as_ref()?.pid)).collect();
         process::kill_children_except(&coordinators) == 0
@@ -368,15 +412,19 @@ impl Runner {
 }
 
 /// The system's own error where there is one, so that its errno is told.
-fn io_error(error: OpenError) -> io::Error {
-    let mut cause: Option<&dyn std::error::Error> = Some(&error);
+fn io_error(error: impl Error + Send + Sync + 'static) -> io::Error {
+    let mut cause: Option<&(dyn Error + 'static)> = Some(&error);
     while let Some(here) = cause {
-        if let Some(io) = here.downcast_ref::<io::Error>()
-            && let Some(errno) = io.raw_os_error()
-        {
+        if let Some(errno) = here.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
             return io::Error::from_raw_os_error(errno);
         }
         cause = here.source();
     }
     io::Error::other(error)
+}
+
+/// Disk, quota or file size limit.
+fn is_no_space(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG))
 }

@@ -123,7 +123,7 @@ mod tests {
             forget_children().unwrap();
             let kept = while_minding_children(|| {
                 let (pid, pidfd) = clone::fork(|| exit_now(0)).unwrap();
-                see_dead(Id::PIDFd(pidfd.as_fd())).is_ok() && pidfd::open(pid).is_ok()
+                see_dead(Id::PIDFd(pidfd.unwrap().as_fd())).is_ok() && pidfd::open(pid).is_ok()
             });
             kept.unwrap() && waitpid(None, Some(WaitPidFlag::WNOHANG)) == Err(Errno::ECHILD)
         });

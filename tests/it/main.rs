@@ -6,6 +6,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+/// No kill -9, full disk or failed call loses anything.
+mod crash;
 mod docs;
 mod ending;
 mod order;
