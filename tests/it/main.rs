@@ -1,1 +1,3 @@
 //! Integration tests: real binaries, real processes, real cgroups.
+
+mod docs;
