@@ -211,7 +211,7 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::fs;
     use std::path::PathBuf;
 
@@ -222,13 +222,14 @@ mod tests {
     use crate::state::{Event, Phase};
     use crate::view::tests::{launch, process, task};
 
-    struct Node {
-        root: Root,
+    /// A root with tasks whose streams are written by hand.
+    pub(crate) struct Node {
+        pub(crate) root: Root,
         path: PathBuf,
     }
 
     impl Node {
-        fn new(name: &str) -> Self {
+        pub(crate) fn new(name: &str) -> Self {
             let path =
                 std::env::temp_dir().join(format!("dewar-observe-{}-{name}", std::process::id()));
             let root = Root::new(&path).unwrap();
@@ -242,7 +243,7 @@ mod tests {
         }
 
         /// A task whose stream holds its header and `phases`.
-        fn task(&self, id: &str, phases: &[Phase]) -> TaskId {
+        pub(crate) fn task(&self, id: &str, phases: &[Phase]) -> TaskId {
             let task = TaskId::new(id).unwrap();
             let launch = Self::launch(id);
             self.root.create_checkpoint(&task).unwrap();

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-/// A writer until its reader goes away: from then on what is written is dropped.
+/// A writer until it fails or its reader goes away: from then on what is written is dropped.
 ///
 /// Whoever closes the other end of a pipe wants to see no more. That ends the printing, and nothing else: the Rust
 /// runtime has SIGPIPE ignored, so the write fails with EPIPE.
@@ -28,18 +28,26 @@ impl<W: Write> Out<W> {
     ///
     /// # Errors
     ///
-    /// Those of write(2) but EPIPE.
+    /// Those of write(2) but EPIPE; each is told once.
     pub(super) fn write(&mut self, text: impl AsRef<[u8]>) -> io::Result<()> {
         if self.gone || text.as_ref().is_empty() {
             return Ok(());
         }
-        match self.to.write_all(text.as_ref()).and_then(|()| self.to.flush()) {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-                self.gone = true;
-                Ok(())
-            }
+        let written = self.to.write_all(text.as_ref()).and_then(|()| self.to.flush());
+        self.gone = written.is_err();
+        match written {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             written => written,
         }
+    }
+
+    /// One that nobody reads.
+    #[cfg(test)]
+    pub(super) fn gone() -> Self
+    where
+        W: Default,
+    {
+        Self { to: W::default(), gone: true }
     }
 
     /// What was written to.
@@ -48,7 +56,7 @@ impl<W: Write> Out<W> {
         self.to
     }
 
-    /// Whether nobody reads it any more.
+    /// Whether nobody can read it any more.
     pub(super) fn is_gone(&self) -> bool {
         self.gone
     }
@@ -76,12 +84,13 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_is_an_error() {
+    fn a_full_disk_is_an_error_and_told_once() {
         let mut out = Out::new(File::options().write(true).open("/dev/full").unwrap());
 
         let error = out.write("text").unwrap_err();
 
         assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
-        assert!(!out.is_gone());
+        assert!(out.is_gone());
+        out.write("dropped").unwrap();
     }
 }
