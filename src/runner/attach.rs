@@ -135,7 +135,7 @@ impl Runner {
         let run = &self.state.processes()[process as usize];
         let Some((_, run)) = run.live_run() else { return Ok(()) };
         let (state, doomed) = (run.state, run.doomed.is_some());
-        if state != RunState::Waiting && !self.same_boot {
+        if state != RunState::Waiting && self.is_of_earlier_boot(process) {
             return self.lose(process, VerdictReason::Reboot);
         }
         match (state, is_alive) {
@@ -190,6 +190,9 @@ impl Runner {
     }
 
     /// Copies what the coordinator of a live run has recorded since the last look.
+    ///
+    /// Stops before the first record of a run that is not opened yet: a power cut may take the end of our stream and leave
+    /// the coordinator's whole. What it tells of that run is copied once the run is opened.
     pub(super) fn absorb(&mut self, process: u32) -> Result<(), RunnerError> {
         let mut reader = match Reader::open(&self.root, &self.stream_of(process)) {
             Ok(reader) => reader,
@@ -199,11 +202,21 @@ impl Runner {
         if let Some(&position) = self.positions.get(&process) {
             reader.seek(position);
         }
-        while let Some(record) = reader.next_record()? {
-            self.absorb_record(process, record)?;
+        loop {
+            self.positions.insert(process, reader.position());
+            match reader.next_record()? {
+                Some(record) if !self.is_ahead(process, &record) => {
+                    self.absorb_record(process, record)?;
+                }
+                _ => return Ok(()),
+            }
         }
-        self.positions.insert(process, reader.position());
-        Ok(())
+    }
+
+    /// Whether a coordinator recorded it of a run that this stream does not know yet.
+    fn is_ahead(&self, process: u32, record: &Record) -> bool {
+        let known = self.state.processes()[process as usize].runs.len();
+        matches!(&record.kind, Some(Kind::Run(run)) if run.run as usize >= known)
     }
 
     /// Records of runs that have ended are skipped, whenever they were written (T38).
@@ -215,7 +228,10 @@ impl Runner {
         };
         let run = live.run;
         hit(Failpoint::RunnerAbsorb).map_err(doing("pass a failpoint"))?;
-        if !self.same_boot {
+        if let Some(Step::Forked(forked)) = &transition.state {
+            self.note_boot(process, &forked.boot_id);
+        }
+        if self.is_of_earlier_boot(process) {
             at.boot = 0;
         }
         let Some(step) = transition.state.filter(|step| !self.is_known(process, step)) else {
@@ -238,6 +254,19 @@ impl Runner {
             self.ended(process);
         }
         Ok(())
+    }
+
+    /// Takes note of the boot that a coordinator recorded. The last leader does not tell it: a power cut may have taken that
+    /// record.
+    fn note_boot(&mut self, process: u32, boot_id: &str) {
+        let is_earlier = boot_id != self.boot_id;
+        if let Some(live) = self.live.get_mut(&process) {
+            live.is_of_earlier_boot |= is_earlier;
+        }
+    }
+
+    fn is_of_earlier_boot(&self, process: u32) -> bool {
+        !self.same_boot || self.live.get(&process).is_some_and(|live| live.is_of_earlier_boot)
     }
 
     /// Whether an earlier runner has copied this step of the live run.
@@ -309,7 +338,13 @@ impl Runner {
             let error = io::Error::other("the coordinator died before it started anything");
             return self.start_failed(process, "coordinator", error);
         }
-        self.lose(process, VerdictReason::CoordinatorLost)
+        self.lose(
+            process,
+            match self.is_of_earlier_boot(process) {
+                true => VerdictReason::Reboot,
+                false => VerdictReason::CoordinatorLost,
+            },
+        )
     }
 }
 
