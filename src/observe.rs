@@ -209,3 +209,196 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::checkpoint::{Instant, Writer, tasks};
+    use crate::proto::record::Kind;
+    use crate::proto::{Launch, TaskState};
+    use crate::state::{Event, Phase};
+    use crate::view::tests::{launch, process, task};
+
+    /// A root with tasks whose streams are written by hand.
+    pub(crate) struct Node {
+        pub(crate) root: Root,
+        path: PathBuf,
+    }
+
+    impl Node {
+        pub(crate) fn new(name: &str) -> Self {
+            let path =
+                std::env::temp_dir().join(format!("dewar-observe-{}-{name}", std::process::id()));
+            let root = Root::new(&path).unwrap();
+            root.create().unwrap();
+            Self { root, path }
+        }
+
+        fn launch(id: &str) -> Launch {
+            let launch = launch(task(vec![process("a")], &[]));
+            Launch { task_id: id.to_owned(), accepted_unix_nanos: 7, ..launch }
+        }
+
+        /// A task whose stream holds its header and `phases`.
+        pub(crate) fn task(&self, id: &str, phases: &[Phase]) -> TaskId {
+            let task = TaskId::new(id).unwrap();
+            let launch = Self::launch(id);
+            self.root.create_checkpoint(&task).unwrap();
+            let mut writer = Writer::create(&self.root, Identity::runner(task.clone())).unwrap();
+            let events = phases.iter().map(|&phase| Event::Entered(phase).to_kind());
+            for kind in std::iter::once(Kind::Launch(launch.clone())).chain(events) {
+                writer.append(kind, Instant { boot_nanos: 1, unix_nanos: 1 }).unwrap();
+            }
+            writer.sync().unwrap();
+            tasks::accept(&self.root, &task, &serde_json::to_vec(&launch).unwrap()).unwrap();
+            task
+        }
+
+        fn finished(&self, id: &str) -> TaskId {
+            use Phase as P;
+            let task = self.task(id, &[P::Active, P::Cleaning, P::Finalizing, P::Success]);
+            tasks::finish(&self.root, &task).unwrap();
+            task
+        }
+
+        /// Changes the bytes of a task's stream.
+        fn damage(&self, task: &TaskId, how: impl FnOnce(&mut Vec<u8>)) {
+            let path = self.root.runner(task);
+            let mut bytes = fs::read(&path).unwrap();
+            how(&mut bytes);
+            fs::write(path, bytes).unwrap();
+        }
+
+        fn look(&self, task: &TaskId, place: Place) -> TaskView {
+            look(&self.root, task, place).unwrap().view
+        }
+    }
+
+    impl Drop for Node {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.path);
+        }
+    }
+
+    #[test]
+    fn a_task_is_listed_once_and_where_it_is() {
+        let node = Node::new("list");
+        let active = node.task("b", &[Phase::Active]);
+        let finished = node.finished("a");
+
+        let listed = list(&node.root).unwrap();
+
+        assert_eq!(listed, [(finished, Place::Finished), (active, Place::Active)]);
+    }
+
+    #[test]
+    fn a_root_that_is_not_there_has_no_task() {
+        let root = Root::new(std::env::temp_dir().join("dewar-observe-nowhere")).unwrap();
+
+        assert_eq!(list(&root).unwrap(), []);
+    }
+
+    #[test]
+    fn a_task_is_told_from_its_stream() {
+        let node = Node::new("sound");
+        let task = node.finished("a");
+
+        let sight = look(&node.root, &task, Place::Finished).unwrap();
+
+        assert_eq!(sight.accepted, 7);
+        assert_eq!(sight.view.state(), TaskState::Success);
+        assert_eq!(sight.view.state_history.len(), 4);
+    }
+
+    #[test]
+    fn a_task_that_has_not_begun_is_told_as_it_was_accepted() {
+        let node = Node::new("unbegun");
+        let task = TaskId::new("a").unwrap();
+        let accepted = serde_json::to_vec(&Node::launch("a")).unwrap();
+        tasks::accept(&node.root, &task, &accepted).unwrap();
+
+        let sight = look(&node.root, &task, Place::Active).unwrap();
+
+        assert_eq!((sight.view.state(), sight.accepted), (TaskState::Active, 7));
+        assert_eq!((sight.view.name.as_str(), sight.view.processes.len()), ("web", 1));
+        assert_eq!(sight.view.detail.as_deref(), Some("accepted, and not begun"));
+    }
+
+    /// S29: whether or not its writer lives, a torn record is not there yet.
+    #[test]
+    fn a_torn_tail_is_not_told() {
+        let node = Node::new("torn");
+        let task = node.task("a", &[Phase::Active, Phase::Cleaning]);
+        node.damage(&task, |bytes| {
+            let end = bytes.iter().rposition(|&byte| byte != 0).unwrap();
+            bytes.truncate(end);
+        });
+
+        let view = node.look(&task, Place::Active);
+
+        assert_eq!(view.state(), TaskState::Active);
+        assert_eq!(view.state_history.len(), 1);
+    }
+
+    /// S30.
+    #[test]
+    fn a_corrupt_task_says_in_which_file_and_where() {
+        let node = Node::new("corrupt");
+        let task = node.task("a", &[Phase::Active, Phase::Cleaning]);
+        let mut offset = 0;
+        node.damage(&task, |bytes| {
+            let name = bytes.windows(8).position(|bytes| bytes == b"/sandbox").unwrap();
+            bytes[name] ^= 1;
+            offset = name;
+        });
+
+        let view = node.look(&task, Place::Active);
+
+        let detail = view.detail.clone().unwrap();
+        let file = node.root.runner(&task).display().to_string();
+        assert_eq!(view.state(), TaskState::Corrupt);
+        assert!(detail.starts_with(&format!("{file} is corrupt at byte ")), "{detail}");
+        let at: usize =
+            detail.split_whitespace().nth(5).unwrap().trim_end_matches(':').parse().unwrap();
+        assert!(at < offset, "the record that holds byte {offset} begins before: {detail}");
+        assert_eq!(view.processes, []);
+    }
+
+    #[test]
+    fn a_stream_whose_records_make_no_sense_is_corrupt_and_told_as_far_as_they_do() {
+        let node = Node::new("senseless");
+        let task = node.task("a", &[Phase::Active, Phase::Success]);
+
+        let view = node.look(&task, Place::Active);
+
+        assert_eq!((view.state(), view.state_history.len()), (TaskState::Corrupt, 1));
+        let detail = view.detail.unwrap();
+        assert!(detail.ends_with("record 2 enters Success from Some(Active)"), "{detail}");
+    }
+
+    #[test]
+    fn a_stream_is_read_on_from_where_it_was() {
+        let node = Node::new("follow");
+        let task = node.task("a", &[Phase::Active]);
+        let mut whole = Vec::new();
+        node.damage(&task, |bytes| {
+            whole.clone_from(bytes);
+            let end = bytes.iter().rposition(|&byte| byte != 0).unwrap();
+            bytes.truncate(end);
+        });
+        let mut observed = Observed::open(&node.root, &task).unwrap();
+        let mut seen = Vec::new();
+
+        observed.advance(|_, applied| seen.push(applied.seq)).unwrap();
+        assert_eq!(observed.replay().unwrap().state().phase(), None);
+        fs::write(node.root.runner(&task), &whole).unwrap();
+        observed.advance(|_, applied| seen.push(applied.seq)).unwrap();
+        observed.advance(|_, applied| seen.push(applied.seq)).unwrap();
+
+        assert_eq!(seen, [1]);
+        assert_eq!(observed.replay().unwrap().state().phase(), Some(Phase::Active));
+    }
+}

@@ -70,14 +70,14 @@ pub(super) fn simple_task(
 }
 
 fn task(source: &[u8], name: &str, bindings: &Bindings) -> Result<Asked, Failure> {
-    let user = match &bindings.user {
-        Some(user) => user.clone(),
-        None => identity::current().map_err(no_identity)?.user,
-    };
+    let caller = identity::current().map_err(no_identity)?;
+    let user = bindings.user.clone().unwrap_or_else(|| caller.user.clone());
     let accepted = file::parse(source, name, &known(bindings, user)?)
         .map_err(|report| Failure::Usage(report.to_string()))?;
-    let user = bindings.user.as_deref().or(accepted.spec.user.as_deref());
-    let identity = identity::resolve(user).map_err(no_identity)?;
+    let identity = match bindings.user.as_deref().or(accepted.spec.user.as_deref()) {
+        None => caller,
+        user => identity::resolve(user).map_err(no_identity)?,
+    };
     Ok(Asked { accepted, identity })
 }
 

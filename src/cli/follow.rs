@@ -4,7 +4,7 @@
 //! and, only while a picture of live runs is shown, at most a second. The task does not depend on us: whatever
 //! happens to the printing, the loop goes on to the end, for the exit status.
 
-use std::io;
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
@@ -68,10 +68,10 @@ pub(super) struct Watch {
 /// # Errors
 ///
 /// [`Failure`] if the stream can be read no further; the task is left as it is.
-pub(super) fn follow(
+pub(super) fn follow<W: Write>(
     observed: &mut Observed,
     watch: &mut Watch,
-    printer: &mut Printer,
+    printer: &mut Printer<W>,
     mut stop: impl FnMut(Stop) -> Result<(), Failure>,
 ) -> Result<Outcome, Failure> {
     let mut interrupts = 0;
@@ -83,7 +83,7 @@ pub(super) fn follow(
             return end(observed, printer, phase);
         }
         if gone {
-            printed(printer.clear());
+            printed(printer.clear().map_err(Failure::from));
             return Ok(Outcome::RunnerGone);
         }
         let timeout = replay.and_then(|replay| printer.stale_after(replay.state()));
@@ -104,19 +104,12 @@ pub(super) fn follow(
 }
 
 /// Reads on, and prints what there is to print. A task is followed whether or not it can be printed.
-fn take_in(observed: &mut Observed, printer: &mut Printer) -> Result<(), Failure> {
-    let mut unprintable = Ok(());
-    observed.advance(|replay, applied| {
-        let printed = printer.event(replay, applied);
-        if unprintable.is_ok() {
-            unprintable = printed;
-        }
-    })?;
-    unprintable?;
+fn take_in<W: Write>(observed: &mut Observed, printer: &mut Printer<W>) -> Result<(), Failure> {
+    observed.advance(|replay, applied| printed(printer.event(replay, applied)))?;
     if let Some(replay) = observed.replay() {
         let task = if printer.is_live() { cgroup(replay) } else { None };
         let cpu = |process, run| live_cpu(task.as_ref()?, replay, process, run);
-        printed(printer.turn(replay, clock::boot_nanos(), &cpu));
+        printed(printer.turn(replay, clock::boot_nanos(), &cpu).map_err(Failure::from));
     }
     Ok(())
 }
@@ -126,20 +119,24 @@ fn ended(replay: &Replay) -> Option<Phase> {
 }
 
 /// The end is told once it is on disk.
-fn end(observed: &mut Observed, printer: &mut Printer, phase: Phase) -> Result<Outcome, Failure> {
+fn end<W: Write>(
+    observed: &mut Observed,
+    printer: &mut Printer<W>,
+    phase: Phase,
+) -> Result<Outcome, Failure> {
     observed.sync()?;
     if let Some(replay) = observed.replay() {
-        printer.finish(&replay.view(None))?;
+        printed(printer.finish(&replay.view(None)));
     }
     Ok(Outcome::Ended(phase))
 }
 
-fn interrupted(
+fn interrupted<W: Write>(
     count: usize,
-    printer: &mut Printer,
+    printer: &mut Printer<W>,
     stop: &mut impl FnMut(Stop) -> Result<(), Failure>,
 ) {
-    printed(printer.clear());
+    printed(printer.clear().map_err(Failure::from));
     let (what, how) = match count {
         1 => ("ending the task; once more kills it now", Stop::Gracefully),
         _ => ("killing the task", Stop::Now),
@@ -151,9 +148,9 @@ fn interrupted(
 }
 
 /// A task that cannot be shown goes on, and is followed: its exit status is still to be told.
-fn printed(result: io::Result<()>) {
-    if let Err(error) = result {
-        eprintln!("dewar: standard output: {error}");
+fn printed(result: Result<(), Failure>) {
+    if let Err(failure) = result {
+        eprintln!("dewar: {failure}");
     }
 }
 
@@ -217,5 +214,116 @@ pub(super) fn status_of(state: proto::TaskState) -> u8 {
         S::Killed => status::KILLED,
         S::Lost => status::LOST,
         _ => status::UNAVAILABLE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io;
+
+    use super::*;
+    use crate::cli::args::Output;
+    use crate::cli::printer::tests::{printed, printer};
+    use crate::observe::tests::Node;
+
+    const WHOLE: [Phase; 4] = [Phase::Active, Phase::Cleaning, Phase::Finalizing, Phase::Failed];
+
+    /// A watch, and the other ends of its descriptors: nudges and interrupts.
+    fn watch() -> (Watch, File, impl Write) {
+        let (nudges, nudge) = io::pipe().unwrap();
+        let (signals, interrupt) = Signals::by_hand();
+        (Watch { nudges: nudges.into(), signals }, OwnedFd::from(nudge).into(), interrupt)
+    }
+
+    fn no_stop(_: Stop) -> Result<(), Failure> {
+        panic!("nobody asked for the end");
+    }
+
+    #[test]
+    fn a_task_is_followed_to_its_end_and_told_as_its_last_line() {
+        let node = Node::new("followed");
+        let task = node.task("a", &WHOLE);
+        let mut observed = Observed::open(&node.root, &task).unwrap();
+        let mut printer = printer(Output::Json, Vec::new());
+
+        let outcome = follow(&mut observed, &mut watch().0, &mut printer, no_stop).unwrap();
+
+        assert_eq!((outcome, outcome.status()), (Outcome::Ended(Phase::Failed), 1));
+        let lines: Vec<serde_json::Value> =
+            printed(printer).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let states: Vec<_> = lines.iter().map(|line| line["taskState"].as_str()).collect();
+        let state = |name| Some(name);
+        assert_eq!(
+            states,
+            [
+                state("TASK_STATE_ACTIVE"),
+                state("TASK_STATE_CLEANING"),
+                state("TASK_STATE_FINALIZING"),
+                state("TASK_STATE_FAILED"),
+                None
+            ]
+        );
+        assert_eq!(lines[4]["state"], "TASK_STATE_FAILED");
+        assert_eq!(lines[4]["runnerPid"], serde_json::Value::Null);
+    }
+
+    /// What the runner wrote before it died is told, too.
+    #[test]
+    fn a_runner_that_is_gone_before_the_end_is_told_after_all_that_it_recorded() {
+        let node = Node::new("gone");
+        let task = node.task("a", &WHOLE[..2]);
+        let mut observed = Observed::open(&node.root, &task).unwrap();
+        let mut printer = printer(Output::Text, Vec::new());
+        let (mut watch, nudge, _interrupt) = watch();
+        drop(nudge);
+
+        let outcome = follow(&mut observed, &mut watch, &mut printer, no_stop).unwrap();
+
+        assert_eq!((outcome, outcome.status()), (Outcome::RunnerGone, 5));
+        assert_eq!(printed(printer).lines().count(), 2);
+    }
+
+    #[test]
+    fn the_first_interrupt_asks_for_the_end_and_the_second_for_it_now() {
+        let node = Node::new("interrupted");
+        let task = node.task("a", &WHOLE[..1]);
+        let mut observed = Observed::open(&node.root, &task).unwrap();
+        let (mut watch, nudge, mut interrupt) = watch();
+        let mut nudge = Some(nudge);
+        interrupt.write_all(b"X").unwrap();
+        let mut asked = Vec::new();
+
+        let stop = |stop| {
+            asked.push(stop);
+            match stop {
+                Stop::Gracefully => interrupt.write_all(b"X").unwrap(),
+                Stop::Now => nudge = None,
+            }
+            Ok(())
+        };
+        let mut printer = printer(Output::Text, Vec::new());
+        follow(&mut observed, &mut watch, &mut printer, stop).unwrap();
+
+        assert_eq!(asked, [Stop::Gracefully, Stop::Now]);
+    }
+
+    /// S50: SIGPIPE ends the printing, not the following.
+    #[test]
+    fn a_task_that_nobody_looks_at_is_followed_for_its_exit_status() {
+        let node = Node::new("unseen");
+        let task = node.task("a", &WHOLE);
+        let mut observed = Observed::open(&node.root, &task).unwrap();
+        for to in ["/dev/full", "pipe"] {
+            let to: File = match to {
+                "pipe" => OwnedFd::from(io::pipe().unwrap().1).into(),
+                path => File::options().write(true).open(path).unwrap(),
+            };
+            let mut printer = printer(Output::Json, to);
+
+            let outcome = follow(&mut observed, &mut watch().0, &mut printer, no_stop).unwrap();
+
+            assert_eq!(outcome, Outcome::Ended(Phase::Failed));
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! What is printed while a task is followed: JSON lines, plain lines, or a live picture.
 
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -18,10 +18,13 @@ use crate::view::{Applied, Replay};
 /// Time between two pictures when nothing happens.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Prints one task to standard output.
+/// Bytes of lines after which they are printed though the turn has not ended.
+const BATCH: usize = 64 << 10;
+
+/// Prints one task.
 #[derive(Debug)]
-pub(super) struct Printer {
-    out: Out,
+pub(super) struct Printer<W = io::Stdout> {
+    out: Out<W>,
     /// Lines that are printed at the end of the turn.
     lines: String,
     form: Form,
@@ -43,7 +46,7 @@ struct Live {
 }
 
 impl Printer {
-    /// A live picture on a terminal whose size is known, unless the task itself writes there; plain lines elsewhere.
+    /// Prints to standard output: a live picture on a terminal whose size is known, unless the task itself writes there; plain lines elsewhere.
     pub(super) fn new(output: Output, spec: &TaskSpec) -> Self {
         let form = match output {
             Output::Json => Form::Json,
@@ -51,12 +54,14 @@ impl Printer {
         };
         Self { out: Out::default(), lines: String::new(), form }
     }
+}
 
+impl<W: Write> Printer<W> {
     /// Takes note of an event; `replay` is the task after it.
     ///
     /// # Errors
     ///
-    /// [`Failure::Unavailable`] if it has no JSON.
+    /// [`Failure::Unavailable`] if it has no JSON or cannot be written.
     pub(super) fn event(&mut self, replay: &Replay, applied: &Applied) -> Result<(), Failure> {
         if self.out.is_gone() || matches!(self.form, Form::Live(_)) {
             return Ok(());
@@ -66,6 +71,9 @@ impl Printer {
             Form::Json => self.lines += &json::line(&event)?,
             Form::Plain(style) => self.lines += &report::event(&event, style).unwrap_or_default(),
             Form::Live(_) => {}
+        }
+        if self.lines.len() > BATCH {
+            self.out.write(std::mem::take(&mut self.lines))?;
         }
         Ok(())
     }
@@ -167,4 +175,72 @@ impl Live {
 /// Style of standard output.
 pub(super) fn stdout_style() -> Style {
     Style::detect(io::IsTerminal::is_terminal(&io::stdout()))
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::proto;
+    use crate::state::Phase;
+    use crate::view::tests::{Script, launch, process, task};
+
+    /// A printer of JSON lines, or of plain ones.
+    pub(in crate::cli) fn printer<W: Write>(output: Output, to: W) -> Printer<W> {
+        let form = match output {
+            Output::Json => Form::Json,
+            Output::Text => Form::Plain(Style::Plain),
+        };
+        Printer { out: Out::new(to), lines: String::new(), form }
+    }
+
+    /// What was printed.
+    pub(in crate::cli) fn printed(printer: Printer<Vec<u8>>) -> String {
+        String::from_utf8(printer.out.into_inner()).unwrap()
+    }
+
+    fn live(to: Vec<u8>) -> Printer<Vec<u8>> {
+        let live = Live { screen: Screen::default(), rows: 24, columns: 80, style: Style::Plain };
+        Printer { out: Out::new(to), lines: String::new(), form: Form::Live(live) }
+    }
+
+    fn none(_: u32, _: u32) -> Option<Duration> {
+        None
+    }
+
+    /// S50: nothing but JSON is printed for programs, nothing but text without a terminal.
+    #[test]
+    fn only_a_live_picture_has_escape_sequences() {
+        let mut script = Script::new(launch(task(vec![process("a")], &[])));
+        for (mut printer, escapes) in [
+            (printer(Output::Json, Vec::new()), false),
+            (printer(Output::Text, Vec::new()), false),
+            (live(Vec::new()), true),
+        ] {
+            let entered = proto::TaskState::Active;
+            if script.replay.state().phase().is_none() {
+                script.enter(Phase::Active);
+            }
+            assert_eq!(script.replay.view(None).state(), entered);
+            printer.turn(&script.replay, 0, &none).unwrap();
+            printer.finish(&script.replay.view(None)).unwrap();
+
+            assert_eq!(printed(printer).contains('\x1b'), escapes);
+        }
+    }
+
+    /// S50: it costs nothing to show a task to nobody, and nothing to show one that only waits.
+    #[test]
+    fn a_picture_is_redrawn_by_itself_only_while_a_run_lives_and_somebody_looks() {
+        let mut script = Script::new(launch(task(vec![process("a")], &[])));
+        script.enter(Phase::Active);
+        assert_eq!(live(Vec::new()).stale_after(script.replay.state()), None);
+        script.start(0, 0);
+        assert_eq!(live(Vec::new()).stale_after(script.replay.state()), Some(TICK));
+
+        let plain = printer(Output::Text, Vec::new());
+        assert_eq!(plain.stale_after(script.replay.state()), None);
+        let mut gone = live(Vec::new());
+        gone.out = Out::gone();
+        assert_eq!(gone.stale_after(script.replay.state()), None);
+    }
 }

@@ -109,7 +109,7 @@ fn records(reader: &mut Reader) -> Result<End, Failure> {
 /// A stream as far as it was replayed.
 enum Folded {
     Nothing,
-    Task(Replay),
+    Task(Box<Replay>),
     Process(CoordinatorReplay),
 }
 
@@ -142,7 +142,9 @@ fn replayed(reader: &mut Reader, output: Output) -> Result<End, Failure> {
             return Ok(());
         }
         let taken = match folded {
-            Folded::Nothing => Replay::new(record).map(|replay| folded = Folded::Task(replay)),
+            Folded::Nothing => {
+                Replay::new(record).map(|replay| folded = Folded::Task(Box::new(replay)))
+            }
             Folded::Task(ref mut replay) => replay.apply(record).map(|_| ()),
             Folded::Process(ref mut replay) => replay.apply(record),
         };

@@ -31,6 +31,16 @@ impl Signals {
         Ok(Self { interrupts, resizes })
     }
 
+    /// Signals that are sent by hand: each byte is an interrupt.
+    #[cfg(test)]
+    pub(super) fn by_hand() -> (Self, UnixStream) {
+        let (interrupts, interrupted) = UnixStream::pair().unwrap();
+        let (resizes, _) = UnixStream::pair().unwrap();
+        interrupts.set_nonblocking(true).unwrap();
+        resizes.set_nonblocking(true).unwrap();
+        (Self { interrupts, resizes }, interrupted)
+    }
+
     /// Readable once an interrupt has come.
     pub(super) fn interrupt_fd(&self) -> BorrowedFd<'_> {
         self.interrupts.as_fd()

@@ -8,7 +8,7 @@
 //! `-f` sleeps until the kernel says that the logs or the task's stream have changed (inotify(7)).
 
 use std::fs::{File, Metadata};
-use std::io::{self, IsTerminal, Read};
+use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -190,7 +190,7 @@ impl Log<'_> {
     }
 
     /// Prints what is there and was not printed yet.
-    fn drain(&mut self, sink: &mut Sink) -> Result<(), Failure> {
+    fn drain<W: Write>(&mut self, sink: &mut Sink<W>) -> Result<(), Failure> {
         if self.current.is_none() {
             self.current = self.oldest()?;
         }
@@ -231,23 +231,41 @@ impl Log<'_> {
         }
     }
 
+    /// The file that the log begins with. One that two looks agree on: a look may meet files on the move.
     fn oldest(&self) -> Result<Option<File>, Failure> {
-        let mut oldest = None;
-        for backup in 0.. {
-            match self.open(backup)? {
-                Some(file) => oldest = Some(file),
-                // The live one is missing for a moment while files are renamed.
-                None if backup == 0 => {}
-                None => break,
+        let mut oldest = self.last_file()?;
+        for _ in 0..ATTEMPTS {
+            let again = self.last_file()?;
+            let same = match (&oldest, &again) {
+                (Some(a), Some(b)) => self.is_same(a, b)?,
+                (None, None) => true,
+                _ => false,
+            };
+            oldest = again;
+            if same {
+                break;
             }
         }
         Ok(oldest)
     }
 
+    /// The file with the highest number. A rotation renames from there down, so one number at a time is missing.
+    fn last_file(&self) -> Result<Option<File>, Failure> {
+        let mut last = None;
+        let mut missing = 0;
+        for backup in 0.. {
+            match self.open(backup)? {
+                Some(file) => (last, missing) = (Some(file), 0),
+                None if missing == 1 => break,
+                None => missing += 1,
+            }
+        }
+        Ok(last)
+    }
+
     /// The file that was written after `current`.
     fn next(&self, current: &File) -> Result<Next, Failure> {
-        let metadata = self.metadata(current)?;
-        if metadata.nlink() == 0 {
+        if self.metadata(current)?.nlink() == 0 {
             let path = self.path();
             eprintln!(
                 "dewar: {}: lines may be missing: a rotated file was dropped",
@@ -255,34 +273,28 @@ impl Log<'_> {
             );
             return Ok(self.oldest()?.map_or(Next::Moving, Next::File));
         }
-        let is_current = |file: &File| {
-            let other = self.metadata(file)?;
-            Ok::<_, Failure>((other.dev(), other.ino()) == (metadata.dev(), metadata.ino()))
-        };
-        let mut newer: Option<File> = None;
+        let mut newer = None;
         for backup in 0.. {
-            let Some(file) = self.open(backup)? else {
-                if backup == 0 {
-                    continue;
+            match self.open(backup)? {
+                Some(file) if self.is_same(&file, current)? => {
+                    return Ok(match newer {
+                        None if backup == 0 => Next::Live,
+                        // Files keep their order and only go up: had they moved since `newer` was seen one number
+                        // below, it would be here and not `current`.
+                        Some(newer) => Next::File(newer),
+                        None => Next::Moving,
+                    });
                 }
-                return Ok(Next::Moving);
-            };
-            if is_current(&file)? {
-                return Ok(match newer {
-                    None if backup == 0 => Next::Live,
-                    // Unless another rotation has moved both in between, the one before is its successor.
-                    Some(newer) if self.is_at(&newer, backup - 1)? => Next::File(newer),
-                    _ => Next::Moving,
-                });
+                Some(file) => newer = Some(file),
+                None if backup == 0 => {}
+                None => break,
             }
-            newer = Some(file);
         }
         Ok(Next::Moving)
     }
 
-    fn is_at(&self, file: &File, backup: u32) -> Result<bool, Failure> {
-        let Some(there) = self.open(backup)? else { return Ok(false) };
-        let (a, b) = (self.metadata(file)?, self.metadata(&there)?);
+    fn is_same(&self, a: &File, b: &File) -> Result<bool, Failure> {
+        let (a, b) = (self.metadata(a)?, self.metadata(b)?);
         Ok((a.dev(), a.ino()) == (b.dev(), b.ino()))
     }
 
@@ -297,8 +309,8 @@ impl Log<'_> {
 
 /// Where logs are printed: as they are, or made safe for a terminal.
 #[derive(Debug)]
-struct Sink {
-    out: Out,
+struct Sink<W = io::Stdout> {
+    out: Out<W>,
     neutralizer: Option<Neutralizer>,
     chunk: Vec<u8>,
 }
@@ -306,11 +318,13 @@ struct Sink {
 impl Sink {
     fn new(raw: bool) -> Self {
         let neutral = !raw && io::stdout().is_terminal();
-        Self {
-            out: Out::default(),
-            neutralizer: neutral.then(Neutralizer::default),
-            chunk: vec![0; CHUNK],
-        }
+        Self::to(Out::default(), neutral.then(Neutralizer::default))
+    }
+}
+
+impl<W: Write> Sink<W> {
+    fn to(out: Out<W>, neutralizer: Option<Neutralizer>) -> Self {
+        Self { out, neutralizer, chunk: vec![0; CHUNK] }
     }
 
     fn copy(&mut self, mut file: &File, path: &Path) -> Result<(), Failure> {
@@ -477,5 +491,197 @@ fn open_run_dir(source: &Source, run: u32) -> Result<Option<OwnedFd>, Failure> {
         Ok(dir) => Ok(Some(dir)),
         Err(Errno::ENOENT) => Ok(None),
         Err(errno) => Err(failed(errno)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::identity;
+    use crate::proto;
+    use crate::sandbox::Sandbox;
+    use crate::sandbox::logs::LogDir;
+    use crate::state::Phase;
+    use crate::view::tests::{Script, exited, launch, process, task};
+
+    struct Dir(PathBuf);
+
+    impl Dir {
+        fn new(name: &str) -> Self {
+            let path =
+                std::env::temp_dir().join(format!("dewar-tail-{}-{name}", std::process::id()));
+            fs::create_dir(&path).unwrap();
+            Self(path.canonicalize().unwrap())
+        }
+
+        /// The source of the logs of process `w`, and the directory of its run 0.
+        fn logs(&self) -> (Source, LogDir) {
+            let process = ProcessName::new("w").unwrap();
+            let identity = identity::current().unwrap();
+            let sandbox = Sandbox::open(&self.0, &identity).unwrap();
+            let dir = LogDir::open(&sandbox, None, &process, 0, &identity).unwrap();
+            let (index, stream) = (0, Stream::Stdout);
+            let logs = self.0.join(logs::DEFAULT_DIR);
+            (Source { process, index, stream, dir: logs, owner: identity.uid }, dir)
+        }
+    }
+
+    impl Drop for Dir {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn write_lines(dir: &LogDir, lines: std::ops::Range<u32>) {
+        let mut file = File::from(dir.append(Stream::Stdout).unwrap());
+        lines.for_each(|line| writeln!(file, "line {line}").unwrap());
+    }
+
+    fn lines(range: std::ops::Range<u32>) -> String {
+        range.map(|line| format!("line {line}\n")).collect()
+    }
+
+    fn printed(sink: Sink<Vec<u8>>) -> String {
+        String::from_utf8(sink.out.into_inner()).unwrap()
+    }
+
+    fn memory() -> Sink<Vec<u8>> {
+        Sink::to(Out::new(Vec::new()), None)
+    }
+
+    #[test]
+    fn a_log_is_printed_from_its_oldest_file_to_the_live_one() {
+        let dir = Dir::new("whole");
+        let (source, logs) = dir.logs();
+        for number in 0..12 {
+            write_lines(&logs, number * 10..number * 10 + 10);
+            logs.rotate(Stream::Stdout, 20).unwrap();
+        }
+        write_lines(&logs, 120..125);
+
+        let mut sink = memory();
+        source.run(0).drain(&mut sink).unwrap();
+
+        assert_eq!(printed(sink), lines(0..125));
+    }
+
+    /// S49.
+    #[test]
+    fn every_line_is_printed_once_while_the_log_is_rotated() {
+        let dir = Dir::new("rotated");
+        let (source, logs) = dir.logs();
+        let done = AtomicBool::new(false);
+        let mut sink = memory();
+        let mut log = source.run(0);
+
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for number in 0..150 {
+                    write_lines(&logs, number * 7..number * 7 + 7);
+                    logs.rotate(Stream::Stdout, 1000).unwrap();
+                }
+                done.store(true, Ordering::Release);
+            });
+            while !done.load(Ordering::Acquire) {
+                log.drain(&mut sink).unwrap();
+            }
+        });
+        write_lines(&logs, 1050..1051);
+        log.drain(&mut sink).unwrap();
+
+        let printed = printed(sink);
+        assert!(printed == lines(0..1051), "{} lines: {:.40?}…", printed.lines().count(), printed);
+    }
+
+    #[test]
+    fn after_a_file_was_dropped_unread_the_oldest_that_is_left_comes_next() {
+        let dir = Dir::new("dropped");
+        let (source, logs) = dir.logs();
+        let (mut sink, mut log) = (memory(), source.run(0));
+        write_lines(&logs, 0..3);
+        log.drain(&mut sink).unwrap();
+        for number in 1..4 {
+            logs.rotate(Stream::Stdout, 1).unwrap();
+            write_lines(&logs, number * 3..number * 3 + 3);
+        }
+
+        log.drain(&mut sink).unwrap();
+
+        assert_eq!(printed(sink), lines(0..3) + &lines(6..12));
+    }
+
+    /// Attack 15: the task has put a link in the place of its log.
+    #[test]
+    fn a_log_that_is_a_link_is_not_followed() {
+        let dir = Dir::new("link");
+        let (source, logs) = dir.logs();
+        std::os::unix::fs::symlink("/etc/passwd", logs.path().join("stdout")).unwrap();
+
+        let mut sink = memory();
+        let failure = source.run(0).drain(&mut sink).unwrap_err();
+
+        assert_eq!(failure.status(), 5);
+        assert_eq!(printed(sink), "");
+    }
+
+    fn args(process: Option<&str>, run: Option<u32>) -> Tail {
+        Tail {
+            task: "web-1".to_owned(),
+            process: process.map(str::to_owned),
+            root: super::super::args::RootArg { root: None },
+            run,
+            stderr: false,
+            follow: false,
+            raw: false,
+        }
+    }
+
+    #[test]
+    fn the_process_that_runs_is_more_interesting_than_the_one_that_ran() {
+        let mut script =
+            Script::new(launch(task(vec![process("a"), process("b"), process("c")], &[])));
+        let chosen = |script: &Script, args: &Tail| choose(args, script.replay.state());
+        script.enter(Phase::Active);
+        assert_eq!(chosen(&script, &args(Some("b"), None)).unwrap().run, None);
+
+        script.run(2, 0, exited(0)).run(0, 0, exited(0));
+        let last = chosen(&script, &args(None, None)).unwrap();
+        assert_eq!(last, Chosen { process: 0, run: Some(0), guessed: true });
+
+        script.start(1, 0);
+        let running = chosen(&script, &args(None, None)).unwrap();
+        assert_eq!(running, Chosen { process: 1, run: Some(0), guessed: true });
+        let named = chosen(&script, &args(Some("c"), Some(0))).unwrap();
+        assert_eq!(named, Chosen { process: 2, run: Some(0), guessed: false });
+    }
+
+    #[test]
+    fn what_is_named_and_not_there_matches_nothing() {
+        let mut script = Script::new(launch(task(vec![process("a")], &[])));
+        script.enter(Phase::Active).run(0, 0, exited(0));
+        for (args, why) in [
+            (args(Some("x"), None), "the task has no process x"),
+            (args(Some("a"), Some(1)), "process a has no run 1: it has 1"),
+        ] {
+            let failure = choose(&args, script.replay.state()).unwrap_err();
+            assert_eq!((failure.status(), failure.to_string().as_str()), (1, why));
+        }
+    }
+
+    #[test]
+    fn a_process_without_a_log_says_where_its_output_goes() {
+        let logger = proto::Logger {
+            destination: proto::LoggerDestination::Console.into(),
+            ..Default::default()
+        };
+        let console = proto::Process { logger: Some(logger), ..process("a") };
+        let script = Script::new(launch(task(vec![console], &[])));
+
+        let failure = Source::new(&args(None, None), &script.replay, 0).unwrap_err();
+
+        assert_eq!(failure.to_string(), "process a has no log: its output goes to the console");
     }
 }
