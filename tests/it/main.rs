@@ -7,6 +7,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod ending;
+mod identity;
+mod logs;
 mod order;
 mod outcomes;
 mod recover;

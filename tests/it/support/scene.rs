@@ -17,6 +17,7 @@ use super::DEADLINE;
 use super::follow::{Finished, Following};
 use super::gate::Gate;
 use super::leak;
+use super::lines::Lines;
 use super::process::Pid;
 use super::task::Task;
 
@@ -196,6 +197,12 @@ impl Scene {
     #[track_caller]
     pub(crate) fn follow(&self, command: Command) -> Following {
         Following::start(command, self.place.clone())
+    }
+
+    /// Starts a command whose output is read line by line.
+    #[track_caller]
+    pub(crate) fn lines(&self, command: Command) -> Lines {
+        Lines::start(command, self.place.clone())
     }
 
     /// `dewar COMMAND … --root ROOT`, to its end.
