@@ -4,7 +4,9 @@
 //!
 //! - `dewar-runner --failpoints` lists them, one a line, so that a test can loop over all.
 //! - `DEWAR_FAILPOINT=NAME=ACTION@TOKEN` arms one. ACTION is `kill` (SIGKILL to itself), `panic`, or the name
-//!   of an errno (`ENOSPC`). It acts once: only in the process that manages to remove the file TOKEN.
+//!   of an errno (`ENOSPC`). It acts once, in whichever process passes it after as many passes as the file TOKEN has
+//!   bytes: each pass takes one byte, and the one that finds none removes the file and acts. `ACTION*` acts at every
+//!   pass for as long as TOKEN is there.
 //! - `DEWAR_FAILPOINT_TRACE=FILE` appends the name of every point that is passed to FILE.
 
 use std::io;
@@ -28,6 +30,14 @@ macro_rules! failpoints {
 }
 
 failpoints! {
+    /// The stream of a task is about to be made.
+    AcceptStream = "accept::stream",
+    /// The stream is there and locked; the launch is about to be written to it.
+    AcceptHeader = "accept::header",
+    /// The launch is on disk; the task is not accepted.
+    AcceptSynced = "accept::synced",
+    /// The task is accepted; nobody was told.
+    AcceptAccepted = "accept::accepted",
     /// The runner holds the lock and has replayed its stream.
     RunnerReplayed = "runner::replayed",
     /// The control socket and the nudge pipe are there.
@@ -121,7 +131,7 @@ pub fn hit(point: Failpoint) -> io::Result<()> {
 mod armed {
     use std::fs::{OpenOptions, remove_file};
     use std::io::{self, Write};
-    use std::path::PathBuf;
+    use std::path::{Path, PathBuf};
     use std::sync::OnceLock;
 
     use nix::errno::Errno;
@@ -159,10 +169,31 @@ mod armed {
             file.and_then(|mut file| file.write_all(line.as_bytes()))?;
         }
         match &setup.armed {
-            Some(armed) if armed.name == point.name() && remove_file(&armed.token).is_ok() => {
-                act(&armed.action)
-            }
+            Some(armed) if armed.name == point.name() => armed.pass(),
             _ => Ok(()),
+        }
+    }
+
+    impl Armed {
+        fn pass(&self) -> io::Result<()> {
+            match self.action.strip_suffix('*') {
+                Some(action) if self.token.exists() => act(action),
+                None if is_due(&self.token)? => act(&self.action),
+                _ => Ok(()),
+            }
+        }
+    }
+
+    /// Takes a byte of the token, or the token itself. Under a lock: coordinators pass points side by side.
+    fn is_due(token: &Path) -> io::Result<bool> {
+        let file = match OpenOptions::new().write(true).open(token) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            opened => opened?,
+        };
+        file.lock()?;
+        match file.metadata()?.len() {
+            0 => Ok(remove_file(token).is_ok()),
+            passes => file.set_len(passes - 1).map(|()| false),
         }
     }
 

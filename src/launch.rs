@@ -12,12 +12,13 @@ use crate::cgroup::Base;
 use crate::checkpoint::tasks::{self, AcceptError};
 use crate::checkpoint::{
     Identity, Instant, IoError, OpenError, ReadError, Reader, Recovery, Root, Writer, paths::Place,
-    paths::RootError,
+    paths::RootError, sync_dir,
 };
+use crate::failpoint::{Failpoint, hit};
 use crate::proto::Launch;
 use crate::proto::record::Kind;
 use crate::sys::exec::{Image, exit_now};
-use crate::sys::{clock, clone, fs, signal, socket};
+use crate::sys::{clock, clone, fds, fs, signal, socket};
 use crate::task::TaskId;
 
 /// Why a task was not launched. Nothing was started.
@@ -87,7 +88,7 @@ pub enum Accepted {
 /// Accepts a task: its header and its file are on disk when this returns.
 ///
 /// The file in `tasks/active` is the acceptance. A crash before leaves a stream that belongs to no task; the next try for
-/// the same id replaces it.
+/// the same id replaces it. Whoever accepts holds the lock of the stream until the file is there.
 ///
 /// # Errors
 ///
@@ -98,50 +99,94 @@ pub fn accept(root: &Root, task: &TaskId, launch: &Launch) -> Result<Accepted, L
         return Ok(accepted);
     }
     root.create_checkpoint(task)?;
-    let mut writer = match create_stream(root, task) {
-        Err(LaunchError::Held { .. }) => {
-            return known(root, task, launch)?.ok_or_else(|| held(task, "another launch"));
-        }
-        writer => writer?,
+    let Some(mut writer) = create_stream(root, task)? else {
+        return known(root, task, launch)?.ok_or_else(|| held(task, "another launch"));
     };
+    match write(root, task, launch, &mut writer) {
+        Ok(()) => Ok(Accepted::New),
+        Err(error) => {
+            // Nobody is hindered by a stream of no task, but it takes space.
+            if !tasks::is_known(root, task) {
+                let _ = std::fs::remove_file(root.runner(task));
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Writes the header, and then the file that is the acceptance.
+fn write(
+    root: &Root,
+    task: &TaskId,
+    launch: &Launch,
+    writer: &mut Writer,
+) -> Result<(), LaunchError> {
+    pass(root, task, Failpoint::AcceptHeader)?;
     let now = clock::now();
     let at = Instant { boot_nanos: now.boot, unix_nanos: now.wall };
     writer.append(Kind::Launch(launch.clone()), at)?;
     writer.sync()?;
+    pass(root, task, Failpoint::AcceptSynced)?;
     let mut content = serde_json::to_vec(launch).expect("a message without maps of odd keys");
     content.push(b'\n');
     match tasks::accept(root, task, &content) {
-        Ok(()) => Ok(Accepted::New),
-        Err(AcceptError::Io(error)) => Err(error.into()),
+        Ok(()) => {
+            // It is accepted, whatever fails from here on.
+            let _ = hit(Failpoint::AcceptAccepted);
+            Ok(())
+        }
+        Err(AcceptError::Io(error)) => {
+            // It may be there, and only not be durable. The lock of its stream is ours, so no runner has begun.
+            let _ = std::fs::remove_file(root.task(Place::Active, task));
+            Err(error.into())
+        }
         Err(AcceptError::Finished(task)) => Err(LaunchError::Finished(task)),
-        Err(AcceptError::Active(_) | AcceptError::Busy(_)) => {
-            known(root, task, launch)?.ok_or_else(|| held(task, "another launch"))
+        Err(AcceptError::Active(task) | AcceptError::Busy(task)) => {
+            Err(held(&task, "another launch"))
         }
     }
 }
 
-/// The stream of a task that is not accepted yet; one that a crash left is replaced.
-fn create_stream(root: &Root, task: &TaskId) -> Result<Writer, LaunchError> {
-    match Writer::create(root, Identity::runner(task.clone())) {
-        Err(OpenError::Exists { .. }) => {}
-        created => return created.map_err(|error| lead_error(task, error)),
+/// The stream of a task that is not accepted yet, locked; `None` if the id is somebody else's by now.
+///
+/// A stream that a crash left is replaced. It is told from that of an accepted task under its lock, where nobody
+/// can accept one meanwhile.
+fn create_stream(root: &Root, task: &TaskId) -> Result<Option<Writer>, LaunchError> {
+    pass(root, task, Failpoint::AcceptStream)?;
+    if let Some(writer) = try_create(root, task)? {
+        return Ok(Some(writer));
     }
-    // Its lock says whether it was left by a crash or is being accepted right now.
-    let left = Recovery::open(root, Identity::runner(task.clone()));
+    let left = match Recovery::open(root, Identity::runner(task.clone())) {
+        Ok(left) => left,
+        Err(OpenError::Held { .. } | OpenError::Removed { .. })
+        | Err(OpenError::Read(ReadError::Missing { .. })) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    if tasks::is_known(root, task) {
+        return Ok(None);
+    }
     let path = root.runner(task);
-    match left {
-        Err(OpenError::Held { .. }) => return Err(held(task, "another launch")),
-        _ => std::fs::remove_file(&path)
-            .map_err(|source| LaunchError::Start { path, error: source })?,
-    }
-    Writer::create(root, Identity::runner(task.clone())).map_err(|error| lead_error(task, error))
+    std::fs::remove_file(&path).map_err(|source| IoError { call: "unlink", path, source })?;
+    let created = try_create(root, task);
+    // Until here its inode has its number: the lock of the new one is not taken for that of the old.
+    drop(left);
+    created
 }
 
-fn lead_error(task: &TaskId, error: OpenError) -> LaunchError {
-    match error {
-        OpenError::Held { .. } => held(task, "another launch"),
-        error => error.into(),
+/// `None` where there is a stream already.
+fn try_create(root: &Root, task: &TaskId) -> Result<Option<Writer>, LaunchError> {
+    match Writer::create(root, Identity::runner(task.clone())) {
+        Ok(writer) => Ok(Some(writer)),
+        Err(OpenError::Exists { .. } | OpenError::Held { .. } | OpenError::Removed { .. }) => {
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
     }
+}
+
+fn pass(root: &Root, task: &TaskId, point: Failpoint) -> Result<(), LaunchError> {
+    let call = "pass a failpoint at";
+    Ok(hit(point).map_err(|source| IoError { call, path: root.runner(task), source })?)
 }
 
 fn held(task: &TaskId, holder: &str) -> LaunchError {
@@ -156,9 +201,15 @@ fn known(root: &Root, task: &TaskId, launch: &Launch) -> Result<Option<Accepted>
     if !root.task(Place::Active, task).exists() {
         return Ok(None);
     }
-    let active = header(root, task)?;
+    let mut reader = Reader::open(root, &Identity::runner(task.clone()))?;
+    let active = header_of(&mut reader, task)?;
     match difference(&active, launch) {
-        None => Ok(Some(Accepted::Active)),
+        None => {
+            // Who accepted it may have been stopped before the sync, and nobody is told what is not on disk.
+            reader.sync()?;
+            sync_dir(&root.tasks(Place::Active))?;
+            Ok(Some(Accepted::Active))
+        }
         Some((field, active, asked)) => {
             Err(LaunchError::Differs { task: task.clone(), field, active, asked })
         }
@@ -171,7 +222,10 @@ fn known(root: &Root, task: &TaskId, launch: &Launch) -> Result<Option<Accepted>
 ///
 /// [`LaunchError::Unknown`], [`LaunchError::Read`].
 pub fn header(root: &Root, task: &TaskId) -> Result<Launch, LaunchError> {
-    let mut reader = Reader::open(root, &Identity::runner(task.clone()))?;
+    header_of(&mut Reader::open(root, &Identity::runner(task.clone()))?, task)
+}
+
+fn header_of(reader: &mut Reader, task: &TaskId) -> Result<Launch, LaunchError> {
     match reader.next_record()?.and_then(|record| record.kind) {
         Some(Kind::Launch(launch)) => Ok(launch),
         _ => Err(LaunchError::Unknown(task.clone())),
@@ -270,10 +324,10 @@ pub fn start_runner(
         let null = fs::duplicate_above_standard(&null)?;
         let log: OwnedFd = fs::duplicate_above_standard(&log)?;
         let follower = fs::duplicate_above_standard(&theirs)?;
-        let fds = [null.as_fd(), out.as_fd(), log.as_fd()];
+        let standard = [null, out, log];
         let supervisor = base.map(Base::supervisor);
         let (pid, pidfd) = clone::clone_into(supervisor, || {
-            let errno = become_runner(fds, &follower, &image).unwrap_err();
+            let errno = become_runner(&standard, &follower, &image).unwrap_err();
             // The reason cannot be told but by the status: see `exec_failed`.
             exit_now(errno as i32)
         })?;
@@ -321,15 +375,15 @@ fn path_string(path: &Path) -> CString {
 
 /// In the child: system calls only.
 fn become_runner(
-    fds: [std::os::fd::BorrowedFd<'_>; 3],
+    standard: &[OwnedFd; 3],
     follower: &OwnedFd,
     image: &Image,
 ) -> Result<std::convert::Infallible, Errno> {
     nix::unistd::setsid()?;
     signal::default_all()?;
     signal::unblock_all()?;
-    fs::lay_standard(fds)?;
-    fs::lay(follower.as_fd(), FOLLOWER)?;
-    fs::close_on_exec_from(FOLLOWER + 1)?;
+    fs::lay_standard(standard)?;
+    fds::lay(follower.as_fd(), FOLLOWER)?;
+    fds::close_on_exec_from(FOLLOWER + 1)?;
     Err(image.execve())
 }

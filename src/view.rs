@@ -17,14 +17,14 @@ use crate::state::{
     ApplyError, Event, Outcome, Phase, Process, RecordError, Run, RunEnd, RunState, RunStep,
     Settled, Stamp, TaskState,
 };
-use crate::task::{ProcessSpec, TaskSpec, Violation};
+use crate::task::{ProcessName, ProcessSpec, TaskSpec, Violation};
 
 /// Why a record could not be taken in: the stream is corrupt, or from a newer dewar.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
-    /// The stream does not begin with what it is about.
-    #[error("record 0 holds no {0}")]
-    NoHeader(&'static str),
+    /// The stream does not begin with the task.
+    #[error("record 0 holds no task")]
+    NoLaunch,
     /// The task of the header breaks a rule of the schema.
     #[error("the task in record 0 is not valid: {}", .0.first().map(ToString::to_string).unwrap_or_default())]
     Launch(Vec<Violation>),
@@ -72,7 +72,7 @@ impl Replay {
     /// [`ReplayError`] if the record holds no valid task.
     pub fn new(header: proto::Record) -> Result<Self, ReplayError> {
         let Some(proto::record::Kind::Launch(launch)) = header.kind else {
-            return Err(ReplayError::NoHeader("task"));
+            return Err(ReplayError::NoLaunch);
         };
         Self::accepted(launch)
     }
@@ -83,7 +83,7 @@ impl Replay {
     ///
     /// [`ReplayError`] if it holds no valid task.
     pub fn accepted(launch: Launch) -> Result<Self, ReplayError> {
-        let task = launch.task.as_ref().ok_or(ReplayError::NoHeader("task"))?;
+        let task = launch.task.as_ref().ok_or(ReplayError::NoLaunch)?;
         let spec = TaskSpec::from_proto(task).map_err(ReplayError::Launch)?;
         let state = TaskState::new(spec, launch.loss_limit);
         Ok(Self { launch, state })
@@ -133,16 +133,9 @@ pub struct CoordinatorReplay {
 }
 
 impl CoordinatorReplay {
-    /// Starts with the first record of a coordinator's stream.
-    ///
-    /// # Errors
-    ///
-    /// [`ReplayError`] if the record names no process.
-    pub fn new(header: proto::Record) -> Result<Self, ReplayError> {
-        let Some(proto::record::Kind::Coordinator(header)) = header.kind else {
-            return Err(ReplayError::NoHeader("process"));
-        };
-        Ok(Self { view: ProcessView { name: header.process, ..Default::default() } })
+    /// The stream of the coordinators of `process`, of which nothing was read yet.
+    pub fn new(process: &ProcessName) -> Self {
+        Self { view: ProcessView { name: process.to_string(), ..Default::default() } }
     }
 
     /// Takes in the next record.
@@ -152,6 +145,9 @@ impl CoordinatorReplay {
     /// [`ReplayError`] if it is not about a run.
     pub fn apply(&mut self, record: proto::Record) -> Result<(), ReplayError> {
         let (seq, at) = (record.seq, Stamp::of(&record));
+        if matches!(record.kind, Some(proto::record::Kind::Coordinator(_))) {
+            return Ok(());
+        }
         let event =
             Event::from_record(record).map_err(|error| ReplayError::Record { seq, error })?;
         let Event::Run { run, step, .. } = event else {
@@ -358,8 +354,10 @@ fn task_detail(state: &TaskState) -> Option<String> {
     if state.is_deadlocked() {
         return deadlock(state);
     }
-    let failed = failed(state, |spec| !spec.is_final && !spec.ephemeral);
-    let (count, all) = (failed.len(), state.processes().len());
+    let counts = |spec: &ProcessSpec| !spec.is_final && !spec.ephemeral;
+    let regular = state.spec().processes.iter().filter(|spec| counts(spec));
+    let failed = failed(state, counts);
+    let (count, all) = (failed.len(), regular.count());
     Some(format!("{count} of {all} process{} failed: {}", plural_es(all), enumerate(&failed)))
 }
 
@@ -793,7 +791,8 @@ pub(crate) mod tests {
             (1, RunStep::Forked { coordinator: id(7) }),
         ];
 
-        let mut replay = CoordinatorReplay::new(record(0, Kind::Coordinator(header))).unwrap();
+        let mut replay = CoordinatorReplay::new(&ProcessName::new("a").unwrap());
+        replay.apply(record(0, Kind::Coordinator(header))).unwrap();
         for (seq, (run, step)) in (1..).zip(steps) {
             replay.apply(record(seq, Event::Run { process: 0, run, step }.to_kind())).unwrap();
         }

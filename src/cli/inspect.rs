@@ -7,6 +7,7 @@ use super::failure::{Failure, status};
 use super::file::{self, Asked};
 use super::out::Out;
 use super::run::unenforceable;
+use super::task_file::TaskFile;
 use super::term::escape;
 use super::{json, words};
 use crate::cgroup;
@@ -114,8 +115,8 @@ fn text(inspection: &Inspection<'_>, spec: &TaskSpec) -> Result<String, Failure>
             text = text + "  " + &escape(limit) + "\n";
         }
     }
-    let task = serde_json::to_string_pretty(inspection.task)
-        .map_err(|error| Failure::unavailable(&error))?;
+    let file = TaskFile::new(spec, &inspection.task.constraints);
+    let task = serde_json::to_string_pretty(&file).map_err(|error| Failure::unavailable(&error))?;
     Ok(text + "\nthe task, filled in\n" + &escape_lines(&task) + "\n")
 }
 
@@ -198,10 +199,7 @@ not enforceable on this host
 "
             );
             assert!(task.contains(r#""cmdline": "get \u{202e}y""#), "attack 47: {task}");
-            assert!(
-                task.contains(r#""minDuration": "5s""#),
-                "every default is spelled out: {task}"
-            );
+            assert!(task.contains(r#""min_duration": 5,"#), "every default is spelled out: {task}");
         });
     }
 

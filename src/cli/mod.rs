@@ -9,7 +9,7 @@
 //! | `file.rs`, `place.rs`, `pattern.rs` | which task, in which root? |
 //! | `runner.rs`, `follow.rs` | how is a runner started, asked, and followed? |
 //! | `printer.rs`, `progress.rs` | what is printed while a task runs? |
-//! | `report.rs`, `words.rs`, `table.rs`, `json.rs` | how are states, ends and usages said? |
+//! | `report.rs`, `words.rs`, `table.rs`, `json.rs`, `task_file.rs` | how are states, ends, usages and tasks said? |
 //! | `term.rs`, `out.rs` | what may reach a terminal, and what if nobody reads? |
 //!
 //! Results go to standard output, messages for people to standard error; with `--output json` standard output
@@ -35,6 +35,7 @@ mod signals;
 mod status;
 mod table;
 mod tail;
+mod task_file;
 mod term;
 mod words;
 

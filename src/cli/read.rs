@@ -10,7 +10,7 @@ use super::term::escape;
 use super::{json, report, words};
 use crate::checkpoint::{Identity, ReadError, Reader, Stream, Tail};
 use crate::proto::Record;
-use crate::view::{CoordinatorReplay, Replay, ReplayError};
+use crate::view::{CoordinatorReplay, Replay};
 
 /// Bytes of records that are printed at once.
 const BATCH: usize = 64 << 10;
@@ -114,14 +114,6 @@ enum Folded {
 }
 
 impl Folded {
-    fn apply(&mut self, record: Record) -> Result<(), ReplayError> {
-        match self {
-            Self::Task(replay) => replay.apply(record).map(|_| ()),
-            Self::Process(replay) => replay.apply(record),
-            Self::Nothing => Ok(()),
-        }
-    }
-
     fn text(&self, output: Output) -> Result<String, Failure> {
         let style = stdout_style();
         match (self, output) {
@@ -138,21 +130,21 @@ impl Folded {
 }
 
 fn replayed(reader: &mut Reader, output: Output) -> Result<End, Failure> {
-    let is_task = matches!(reader.identity(), Some(Identity { stream: Stream::Runner, .. }));
-    let mut folded = Folded::Nothing;
+    let mut folded = match reader.identity() {
+        Some(Identity { stream: Stream::Coordinator(process), .. }) => {
+            Folded::Process(CoordinatorReplay::new(process))
+        }
+        _ => Folded::Nothing,
+    };
     let mut wrong = None;
     let end = each_record(reader, |offset, record| {
         if wrong.is_some() {
             return Ok(());
         }
         let taken = match folded {
-            Folded::Nothing if is_task => {
-                Replay::new(record).map(|replay| folded = Folded::Task(replay))
-            }
-            Folded::Nothing => {
-                CoordinatorReplay::new(record).map(|replay| folded = Folded::Process(replay))
-            }
-            _ => folded.apply(record),
+            Folded::Nothing => Replay::new(record).map(|replay| folded = Folded::Task(replay)),
+            Folded::Task(ref mut replay) => replay.apply(record).map(|_| ()),
+            Folded::Process(ref mut replay) => replay.apply(record),
         };
         wrong = taken.err().map(|error| format!("byte {offset}: {error}"));
         Ok(())

@@ -34,16 +34,21 @@ use crate::proto::run_transition::State;
 use crate::proto::{
     self, Launch, RunForked, RunRunning, RunTransition, Usage, Verdict, VerdictReason,
 };
-use crate::sandbox::{PathError, Sandbox};
+use crate::sandbox::Sandbox;
 use crate::state::{Outcome, RunEnd};
 use crate::sys::exec::exit_now;
 use crate::sys::pidfd::Exit;
 use crate::sys::{clock, fds, pidfd, process};
-use crate::task::ProcessSpec;
-use output::Output;
+use crate::task::spec::FileMode;
+use crate::task::{Logger, ProcessSpec, TaskId};
+use output::Pump;
+use start::{LaunchFailed, Run, Start, Step};
 
 /// Bytes set aside for the records of a run, so that a disk that fills up meanwhile cannot take its end.
 const RESERVE: u64 = 4096;
+
+/// Where output goes if the task file does not say (T4).
+const DEFAULT_LOGGER: Logger = Logger { file: Some(FileMode::Standard), console: false };
 
 /// First and longest pause between two tries to write a record.
 const RETRY: std::ops::RangeInclusive<Duration> =
@@ -51,6 +56,8 @@ const RETRY: std::ops::RangeInclusive<Duration> =
 
 /// What a coordinator is forked for.
 pub struct Job<'a> {
+    /// Id of the task.
+    pub task: &'a TaskId,
     /// The task.
     pub launch: &'a Launch,
     /// The process.
@@ -71,28 +78,9 @@ pub struct Job<'a> {
     pub descriptors: u64,
 }
 
-/// Why a run could not be started: the step that failed, and what the kernel said.
-#[derive(Debug)]
-struct Failure {
-    step: String,
-    errno: Option<Errno>,
-    detail: String,
-}
-
-impl Failure {
-    fn new(step: &str, error: impl Into<io::Error>) -> Self {
-        let error = error.into();
-        let errno = error.raw_os_error().map(Errno::from_raw);
-        Self { step: step.to_owned(), errno, detail: error.to_string() }
-    }
-
-    /// The errno at the end of a chain of causes.
-    fn caused(step: &str, error: &(dyn std::error::Error + 'static)) -> Self {
-        let chain = || std::iter::successors(Some(error), |cause| cause.source());
-        let errno = chain().find_map(|cause| cause.downcast_ref::<Errno>().copied());
-        let texts: Vec<String> = chain().map(ToString::to_string).collect();
-        Self { step: step.to_owned(), errno, detail: texts.join(": ") }
-    }
+/// Passes a failpoint between two steps of a launch.
+fn pass(point: Failpoint) -> Result<(), LaunchFailed> {
+    hit(point).map_err(|error| LaunchFailed::caused(Step::Prepare, &error))
 }
 
 /// Is the coordinator of one run: starts it, waits for it, records how it ended.
@@ -121,7 +109,7 @@ struct Running {
     pid: Pid,
     pidfd: OwnedFd,
     leaf: Option<Leaf>,
-    output: output::Output,
+    pump: Option<Pump>,
 }
 
 impl<'a> Coordinator<'a> {
@@ -145,7 +133,7 @@ impl<'a> Coordinator<'a> {
     fn coordinate(&mut self) {
         let end = match self.start() {
             Ok(running) => self.follow(running),
-            Err(failure) => not_started(failure),
+            Err(failure) => not_started(&failure),
         };
         self.append(State::Ended(end.to_proto()));
         while !self.flush(Failpoint::CoordinatorFlushEnded) {
@@ -155,23 +143,25 @@ impl<'a> Coordinator<'a> {
     }
 
     /// Step 2, which either gives a run or leaves nothing behind.
-    fn start(&mut self) -> Result<Running, Failure> {
-        hit(Failpoint::CoordinatorForked).map_err(|error| Failure::new("failpoint", error))?;
+    fn start(&mut self) -> Result<Running, LaunchFailed> {
+        pass(Failpoint::CoordinatorForked)?;
         let leaf = self.make_leaf()?;
         match self.start_in(leaf.as_ref()) {
-            Ok((pid, pidfd, output)) => Ok(Running { pid, pidfd, leaf, output }),
+            Ok((pid, pidfd, pump)) => Ok(Running { pid, pidfd, leaf, pump }),
             Err(failure) => {
                 clear(leaf.as_ref());
+                remove(leaf.as_ref());
                 Err(failure)
             }
         }
     }
 
-    fn make_leaf(&self) -> Result<Option<Leaf>, Failure> {
+    fn make_leaf(&self) -> Result<Option<Leaf>, LaunchFailed> {
         let Job { cgroup, spec, launch, run, .. } = &self.job;
-        let failed = |error: CgroupError| Failure::caused("cgroup", &error);
+        let failed = |error: CgroupError| LaunchFailed::caused(Step::Cgroup, &error);
         let Some(cgroup) = cgroup else {
-            process::become_subreaper().map_err(|error| Failure::new("subreaper", error))?;
+            process::become_subreaper()
+                .map_err(|error| LaunchFailed::caused(Step::Subreaper, &error))?;
             return Ok(None);
         };
         let leaf = cgroup.leaf(&spec.name, *run).map_err(failed)?;
@@ -180,33 +170,33 @@ impl<'a> Coordinator<'a> {
             let missing = leaf.apply(resources, &path).map_err(failed)?;
             if let Some(limit) = missing.iter().find(|l| !launch.unenforced.contains(&l.field)) {
                 let why = format!("{}: {} is gone: {}", limit.field, limit.needs, limit.why);
-                return Err(Failure::new("limits", io::Error::other(why)));
+                return Err(LaunchFailed::caused(Step::Cgroup, &io::Error::other(why)));
             }
         }
-        hit(Failpoint::CoordinatorLeaf).map_err(|error| Failure::new("failpoint", error))?;
+        pass(Failpoint::CoordinatorLeaf)?;
         Ok(Some(leaf))
     }
 
-    fn start_in(&self, leaf: Option<&Leaf>) -> Result<(Pid, OwnedFd, Output), Failure> {
-        let Job { launch, spec, run, .. } = &self.job;
+    fn start_in(&self, leaf: Option<&Leaf>) -> Result<(Pid, OwnedFd, Option<Pump>), LaunchFailed> {
+        let Job { launch, spec, .. } = &self.job;
         let identity = launch.identity.clone().unwrap_or_default();
-        let opened = |error: PathError| Failure::caused("sandbox", &error);
-        let sandbox = Sandbox::open(Path::new(&launch.sandbox), &identity).map_err(opened)?;
-        let log_dir = launch.log_dir.as_deref().map(Path::new);
-        let output = Output::open(
-            &sandbox,
-            log_dir,
-            &spec.name,
-            *run,
-            &identity,
-            spec.logger.unwrap_or_default(),
-        )
-        .map_err(|error| Failure::caused("logs", &error))?;
-        hit(Failpoint::CoordinatorOutput).map_err(|error| Failure::new("failpoint", error))?;
-        let (pid, pidfd) =
-            start::start(&sandbox, &spec.cmdline, output.stdio(), leaf.map(AsFd::as_fd))
-                .map_err(|errno| Failure::new("start", errno))?;
-        Ok((pid, pidfd, output))
+        let sandbox = Sandbox::open(Path::new(&launch.sandbox), &identity)
+            .map_err(|error| LaunchFailed::sandbox(&error))?;
+        let (start, pump) = Start::prepare(&Run {
+            task_id: self.job.task,
+            process: &spec.name,
+            run: self.job.run,
+            cmdline: &spec.cmdline,
+            path: &launch.path,
+            identity: &identity,
+            sandbox: &sandbox,
+            chroot: launch.chroot,
+            log_dir: launch.log_dir.as_deref().map(Path::new),
+            logger: spec.logger.unwrap_or(DEFAULT_LOGGER),
+        })?;
+        pass(Failpoint::CoordinatorOutput)?;
+        let (pid, pidfd) = start.launch(leaf.map(AsFd::as_fd))?;
+        Ok((pid, pidfd, pump))
     }
 
     /// Steps 3 and 4.
@@ -223,12 +213,11 @@ impl<'a> Coordinator<'a> {
         let exit = pidfd::wait(running.pidfd.as_fd());
         let _ = hit(Failpoint::CoordinatorExited);
         clear(running.leaf.as_ref());
-        running.output.finish();
-        let usage = usage(running.leaf.as_ref());
-        if let Some(leaf) = &running.leaf {
-            // What is left of it the runner removes with the task's.
-            let _ = leaf.remove();
+        if let Some(pump) = &mut running.pump {
+            pump.finish();
         }
+        let usage = usage(running.leaf.as_ref());
+        remove(running.leaf.as_ref());
         let _ = hit(Failpoint::CoordinatorEmpty);
         ended(exit, usage)
     }
@@ -238,7 +227,8 @@ impl<'a> Coordinator<'a> {
         loop {
             let ready = {
                 let mut fds = vec![PollFd::new(running.pidfd.as_fd(), PollFlags::POLLIN)];
-                fds.extend(running.output.fds().map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+                let pipes = running.pump.iter().flat_map(Pump::fds);
+                fds.extend(pipes.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
                 let timeout = match self.stalled {
                     Some(pause) => PollTimeout::try_from(pause).unwrap_or(PollTimeout::MAX),
                     None => PollTimeout::NONE,
@@ -246,7 +236,9 @@ impl<'a> Coordinator<'a> {
                 let _ = poll(&mut fds, timeout);
                 fds[0].any().unwrap_or(false)
             };
-            running.output.pump();
+            if let Some(pump) = &mut running.pump {
+                pump.on_readable();
+            }
             if self.stalled.is_some() && self.flush(Failpoint::CoordinatorFlushRunning) {
                 self.nudge();
             }
@@ -295,7 +287,7 @@ fn leave_runner(job: &Job<'_>) -> io::Result<()> {
         job.cgroup.map_or(2, |cgroup| cgroup.as_fd().as_raw_fd()),
     ])?;
     nix::sys::prctl::set_name(c"dewar-coord")?;
-    fds::set_limit(job.descriptors)
+    Ok(fds::set_limit(job.descriptors)?)
 }
 
 /// Kills what a run left behind, and waits until nothing of it lives.
@@ -347,15 +339,15 @@ fn duration(of: Duration) -> pbjson_types::Duration {
     pbjson_types::Duration { seconds: of.as_secs() as i64, nanos: of.subsec_nanos() as i32 }
 }
 
-fn not_started(failure: Failure) -> RunEnd {
-    let verdict = Verdict {
-        reason: VerdictReason::LaunchFailed.into(),
-        step: Some(failure.step),
-        errno: failure.errno.map(|errno| format!("{errno:?}")),
-        detail: Some(failure.detail),
-        ..Verdict::default()
-    };
-    RunEnd { outcome: Outcome::NotStarted, verdict, usage: None }
+/// Removes the leaf of a run that is over. What cannot be removed the runner removes with the task's cgroup.
+fn remove(leaf: Option<&Leaf>) {
+    if let Some(leaf) = leaf {
+        let _ = leaf.remove();
+    }
+}
+
+fn not_started(failure: &LaunchFailed) -> RunEnd {
+    RunEnd { outcome: Outcome::NotStarted, verdict: failure.verdict(), usage: None }
 }
 
 /// The end of a run by what waitid(2) says of its first process, and by the kernel's own count of OOM kills: never by

@@ -10,6 +10,8 @@
 //! | nothing | held | its coordinator is about to record FORKED: it is waited for |
 //! | nothing | free | nothing was started: it is launched, with the same run number |
 //!
+//! The lock is asked for first, and the stream is read after that: what a free stream says is all that it will say.
+//!
 //! After a reboot no pid is looked at: what has not ended is LOST.
 
 use std::io;
@@ -20,11 +22,11 @@ use super::perform::Act;
 use super::sources::{Sources, Wake};
 use super::{CONTROL, Coordinator, Live, NUDGES, Options, Runner, RunnerError, doing};
 use crate::cgroup::{self, TaskCgroup, Unenforceable};
-use crate::checkpoint::{Identity, ReadError, Reader, Recovery, Root, lock};
+use crate::checkpoint::{Identity, ReadError, Reader, Recovery, Root, lock, tasks};
 use crate::failpoint::{Failpoint, hit};
 use crate::proto::record::Kind;
 use crate::proto::run_transition::State as Step;
-use crate::proto::{Containment, Launch, Record, RunForked, VerdictReason};
+use crate::proto::{Containment, Launch, Record, VerdictReason};
 use crate::state::{Event, Leader, Phase, RunState, RunStep, Stamp, TaskState};
 use crate::sys::{clock, fds, pidfd, process};
 use crate::task::{TaskId, TaskSpec};
@@ -43,6 +45,9 @@ impl Runner {
         process::forget_children().map_err(doing("ignore SIGCHLD"))?;
         let root = Root::new(root)?;
         let mut recovery = Recovery::open(&root, Identity::runner(task.clone()))?;
+        if !tasks::is_known(&root, &task) {
+            return Err(RunnerError::NotAccepted(task));
+        }
         let (launch, state) = replay(&root, &task, &mut recovery)?;
         let recovered = recovery.finish()?;
         hit(Failpoint::RunnerReplayed).map_err(doing("pass a failpoint"))?;
@@ -118,34 +123,39 @@ impl Runner {
             self.state.live_runs().map(|(process, run, _)| (process, run)).collect();
         for (process, run) in live {
             self.live.insert(process, Live { run, ..Live::default() });
-            self.absorb(process)?;
-            if self.live.contains_key(&process) {
-                self.attach_run(process)?;
-            }
+            self.attach_run(process)?;
         }
         Ok(())
     }
 
+    /// Finds out what becomes of a live run whose coordinator is not known.
     pub(super) fn attach_run(&mut self, process: u32) -> Result<(), RunnerError> {
+        let is_alive = self.is_coordinator_alive(process)?;
+        self.absorb(process)?;
         let run = &self.state.processes()[process as usize];
         let Some((_, run)) = run.live_run() else { return Ok(()) };
         let (state, doomed) = (run.state, run.doomed.is_some());
         if state != RunState::Waiting && !self.same_boot {
             return self.lose(process, VerdictReason::Reboot);
         }
-        match (state, self.is_coordinator_alive(process)?) {
-            (RunState::Waiting, false) => self.acts.push(Act::Launch(process)),
-            (RunState::Waiting, true) => self.expect(process, UNKNOWN_BACKSTOP),
-            (_, true) if self.live[&process].coordinator.is_some() => {
-                if state == RunState::Forked {
-                    self.expect(process, START_BACKSTOP);
-                }
-                if doomed {
-                    self.acts.push(Act::Doom(process));
-                }
+        match (state, is_alive) {
+            (RunState::Waiting, false) => {
+                self.expect_nothing(process);
+                self.acts.push(Act::Launch(process));
             }
-            // It may have ended since its stream was read: look once more.
-            _ => self.coordinator_died(process)?,
+            (RunState::Waiting, true) => self.expect(process, UNKNOWN_BACKSTOP),
+            (_, false) => self.coordinator_died(process)?,
+            (_, true) => match self.meet(process)? {
+                Meeting::Gone => self.coordinator_died(process)?,
+                Meeting::Failed => self.expect(process, UNKNOWN_BACKSTOP),
+                Meeting::Known if state == RunState::Running => self.started(process),
+                Meeting::Known => {
+                    self.expect(process, START_BACKSTOP);
+                    if doomed {
+                        self.acts.push(Act::Doom(process));
+                    }
+                }
+            },
         }
         Ok(())
     }
@@ -160,6 +170,22 @@ impl Runner {
         self.starting.insert(process);
         if let Some(live) = self.live.get_mut(&process) {
             live.backstop = Some(clock::boot_nanos().saturating_add(nanos));
+        }
+    }
+
+    /// Waits for no record of a coordinator but its end.
+    fn expect_nothing(&mut self, process: u32) {
+        self.starting.remove(&process);
+        if let Some(live) = self.live.get_mut(&process) {
+            live.backstop = None;
+        }
+    }
+
+    /// Takes note that the coordinator of a live run has appended.
+    pub(super) fn nudged(&mut self, process: u32) -> Result<(), RunnerError> {
+        match self.live.get(&process) {
+            Some(live) if live.coordinator.is_none() => self.attach_run(process),
+            _ => self.absorb(process),
         }
     }
 
@@ -205,13 +231,9 @@ impl Runner {
         if !self.same_boot {
             at.boot = 0;
         }
-        let Some(step) = transition.state else { return Ok(()) };
-        if let Step::Forked(forked) = &step {
-            self.meet(process, forked)?;
-        }
-        if self.is_known(process, &step) {
+        let Some(step) = transition.state.filter(|step| !self.is_known(process, step)) else {
             return Ok(());
-        }
+        };
         let step = match RunStep::from_proto(step) {
             Ok(RunStep::Ended(end)) => {
                 RunStep::Ended(Box::new(self.state.judge(process, run, *end)))
@@ -245,31 +267,30 @@ impl Runner {
         RunnerError::Replay { stream, seq, why }
     }
 
-    /// Learns of a coordinator that an earlier runner forked.
-    fn meet(&mut self, process: u32, forked: &RunForked) -> Result<(), RunnerError> {
-        let is_met = self.live.get(&process).is_none_or(|live| live.coordinator.is_some());
-        // Not by our last leader's boot: a power cut may have taken that record.
-        if is_met || forked.boot_id != self.boot_id {
-            return Ok(());
-        }
-        let Some(id) = forked.coordinator else { return Ok(()) };
-        // Whoever has the number now is not ours if this fails: the lock of the stream decides then.
-        let Ok(Some(pidfd)) = pidfd::ProcessId::from(id).open() else { return Ok(()) };
+    /// Comes to know a coordinator that an earlier runner forked, and that held the lock of its stream just now.
+    fn meet(&mut self, process: u32) -> Result<Meeting, RunnerError> {
+        let run = self.state.processes()[process as usize].live_run();
+        let Some(id) = run.and_then(|(_, run)| run.coordinator) else { return Ok(Meeting::Gone) };
+        let pidfd = match pidfd::ProcessId::from(id).open() {
+            Ok(Some(pidfd)) => pidfd,
+            // What has its number now, if anything, is not it.
+            Ok(None) => return Ok(Meeting::Gone),
+            Err(_) => return Ok(Meeting::Failed),
+        };
         self.sources
             .add(&pidfd, Wake::Coordinator(process))
             .map_err(doing("watch a coordinator"))?;
         if let Some(live) = self.live.get_mut(&process) {
             live.coordinator = Some(Coordinator { pid: id.pid, pidfd });
         }
-        self.expect(process, START_BACKSTOP);
-        Ok(())
+        Ok(Meeting::Known)
     }
 
     /// A run runs: nothing more is expected of its coordinator before its end.
     fn started(&mut self, process: u32) {
-        self.starting.remove(&process);
-        let Some(live) = self.live.get_mut(&process) else { return };
-        live.backstop = None;
+        if self.live.get(&process).is_none_or(|live| live.coordinator.is_some()) {
+            self.expect_nothing(process);
+        }
         let run = self.state.processes()[process as usize].live_run();
         if run.is_some_and(|(_, run)| run.doomed.is_some()) {
             self.acts.push(Act::Doom(process));
@@ -303,6 +324,16 @@ impl Runner {
         }
         self.lose(process, VerdictReason::CoordinatorLost)
     }
+}
+
+/// What came of looking for a coordinator by its recorded identity.
+enum Meeting {
+    /// It lives, and its end will wake the runner.
+    Known,
+    /// It is dead.
+    Gone,
+    /// Nothing is known: descriptors ran out, say. It has to be looked for again.
+    Failed,
 }
 
 /// Folds the stream of the runner.

@@ -90,6 +90,9 @@ pub enum RunnerError {
         /// What is wrong with it.
         why: String,
     },
+    /// There is a stream, but nobody was told that the task is accepted: whoever was accepting it was stopped, or is at it.
+    #[error("task {0} was not accepted")]
+    NotAccepted(TaskId),
     /// The runner itself was about to record nonsense.
     #[error("defect: an event {0}")]
     Defect(#[from] crate::state::ApplyError),
@@ -129,6 +132,7 @@ impl RunnerError {
         matches!(
             self,
             Self::Open(OpenError::Held { .. })
+                | Self::NotAccepted(_)
                 | Self::NoBase
                 | Self::Base(_)
                 | Self::Cgroup(_)
@@ -227,6 +231,10 @@ impl Runner {
     /// Decides, records, then acts, until nothing is left to do.
     fn turn(&mut self) -> Result<(), RunnerError> {
         loop {
+            // What is known only here is nothing to decide on: it may be lost yet.
+            if self.stalled.is_some() && !self.flush()? {
+                return Ok(());
+            }
             self.collect_empty()?;
             self.due_retries();
             let effects = plan(&self.state, clock::boot_nanos());
@@ -354,6 +362,7 @@ impl Runner {
     fn take_requests(&mut self) -> Result<(), RunnerError> {
         while let Some(asked) = self.control.next().map_err(doing("read the control socket"))? {
             match asked {
+                Asked::Kill { reply, .. } if self.is_over() => reply.send("the task is over"),
                 Asked::Kill { wait, lost, by, reply } => {
                     self.request_kill(wait, lost, by)?;
                     self.replies.push(reply);
@@ -378,12 +387,16 @@ impl Runner {
         Ok(())
     }
 
+    fn is_over(&self) -> bool {
+        self.state.phase().is_some_and(Phase::is_terminal)
+    }
+
     fn launch_uid(&self) -> u32 {
         self.launch.identity.as_ref().map_or(0, |identity| identity.uid)
     }
 
     fn request_kill(&mut self, wait: Duration, lost: bool, by: Peer) -> Result<(), RunnerError> {
-        if self.state.phase().is_some_and(Phase::is_terminal) {
+        if self.is_over() {
             return Ok(());
         }
         let at = clock::now();
@@ -409,7 +422,7 @@ impl Runner {
             for nudge in buffer[..count].as_chunks::<4>().0 {
                 let process = u32::from_ne_bytes(*nudge);
                 if self.starting.contains(&process) {
-                    self.absorb(process)?;
+                    self.nudged(process)?;
                 }
             }
             if count < buffer.len() {
@@ -426,6 +439,8 @@ impl Runner {
         if self.writer.is_pending() {
             return Ok(None);
         }
+        // An earlier runner may have died between the record and its sync.
+        self.writer.sync()?;
         hit(Failpoint::RunnerTerminal).map_err(doing("pass a failpoint"))?;
         tasks::finish(&self.root, &self.task)?;
         hit(Failpoint::RunnerFinished).map_err(doing("pass a failpoint"))?;

@@ -12,6 +12,7 @@ use crate::cgroup::CgroupError;
 use crate::checkpoint::{OpenError, Recovery, Writer};
 use crate::coordinator::{self, Job};
 use crate::failpoint::{Failpoint, hit};
+use crate::proto::record::Kind;
 use crate::proto::{KillStage, Verdict, VerdictReason};
 use crate::state::{Event, Outcome, Phase, RunEnd, RunState, RunStep};
 use crate::sys::{clock, clone, pidfd, process};
@@ -23,6 +24,26 @@ pub(super) enum Act {
     Launch(u32),
     /// This process' live run is killed.
     Doom(u32),
+}
+
+/// What came of starting a coordinator.
+enum Start {
+    /// It was forked.
+    Forked(Coordinator),
+    /// Another one of this process lives: it is about to record FORKED, or to be gone.
+    Held,
+    /// One has begun this run before, and is dead: what it recorded decides.
+    Begun,
+}
+
+/// What came of taking the stream of a process.
+enum Stream {
+    /// It is locked, and says nothing of the run that is to begin.
+    Ours(Writer),
+    /// A coordinator holds it.
+    Held,
+    /// The run was begun.
+    Begun,
 }
 
 /// Starts in a row that fail before a run is given up as FAILED.
@@ -60,15 +81,8 @@ impl Runner {
         if run.doomed.is_some() || self.state.phase() == Some(Phase::Cleaning) {
             return self.drop_run(process, run.doomed.unwrap_or(KillStage::Terminate));
         }
-        // Invariant 2: its coordinator may have recorded what a power cut took from our stream.
-        self.absorb(process)?;
-        match self.state.processes()[process as usize].live_run() {
-            Some((_, run)) if run.state == RunState::Waiting => {}
-            Some(_) => return self.attach_run(process),
-            None => return Ok(()),
-        }
         match self.fork_coordinator(process) {
-            Ok(Some(coordinator)) => {
+            Ok(Start::Forked(coordinator)) => {
                 self.sources
                     .add(&coordinator.pidfd, Wake::Coordinator(process))
                     .map_err(doing("watch a coordinator"))?;
@@ -78,31 +92,32 @@ impl Runner {
                 self.expect(process, START_BACKSTOP);
                 hit(Failpoint::LaunchForked).map_err(doing("pass a failpoint"))
             }
-            // Another coordinator of this run is about to record FORKED.
-            Ok(None) => {
+            Ok(Start::Held) => {
                 self.expect(process, UNKNOWN_BACKSTOP);
                 Ok(())
             }
+            Ok(Start::Begun) => self.coordinator_died(process),
             Err((step, error)) => self.start_failed(process, step, error),
         }
     }
 
-    /// Forks the coordinator of the live run of `process`; `None` where one lives already.
-    fn fork_coordinator(
-        &mut self,
-        process: u32,
-    ) -> Result<Option<Coordinator>, (&'static str, io::Error)> {
+    /// Forks the coordinator of the live run of `process`.
+    fn fork_coordinator(&mut self, process: u32) -> Result<Start, (&'static str, io::Error)> {
         hit(Failpoint::LaunchStream).map_err(|error| ("open stream", error))?;
-        let Some(stream) = self.take_stream(process).map_err(|error| ("open stream", error))?
-        else {
-            return Ok(None);
+        let run = self.live.get(&process).map_or(0, |live| live.run);
+        let stream = match self.take_stream(process, run) {
+            Ok(Stream::Ours(stream)) => stream,
+            Ok(Stream::Held) => return Ok(Start::Held),
+            Ok(Stream::Begun) => return Ok(Start::Begun),
+            Err(error) => return Err(("open stream", error)),
         };
         hit(Failpoint::LaunchLocked).map_err(|error| ("fork", error))?;
         let job = Job {
+            task: &self.task,
             launch: &self.launch,
             spec: &self.state.spec().processes[process as usize],
             process,
-            run: self.live.get(&process).map_or(0, |live| live.run),
+            run,
             boot_id: &self.boot_id,
             stream,
             nudges: self.nudges.as_fd(),
@@ -110,21 +125,30 @@ impl Runner {
             descriptors: self.descriptors,
         };
         let (pid, pidfd) =
-            clone::fork(|| coordinator::main(job)).map_err(|errno| ("fork", errno.into()))?;
-        Ok(Some(Coordinator { pid: pid.as_raw(), pidfd }))
+            process::while_minding_children(|| clone::fork(|| coordinator::main(job)))
+                .and_then(|forked| Ok(forked?))
+                .map_err(|error| ("fork", error))?;
+        Ok(Start::Forked(Coordinator { pid: pid.as_raw(), pidfd }))
     }
 
-    /// The stream of a process, locked for its coordinator; `None` where one holds it.
-    fn take_stream(&self, process: u32) -> io::Result<Option<Writer>> {
+    /// The stream of a process, locked for the coordinator of `run`.
+    ///
+    /// Invariant 2: whether this run was begun is asked under the lock, where no coordinator can begin it meanwhile.
+    fn take_stream(&self, process: u32, run: u32) -> io::Result<Stream> {
         let mut recovery = match Recovery::open_or_create(&self.root, self.stream_of(process)) {
             Ok(recovery) => recovery,
-            Err(OpenError::Held { .. }) => return Ok(None),
+            Err(OpenError::Held { .. }) => return Ok(Stream::Held),
             Err(error) => return Err(io_error(error)),
         };
         if let Some(&position) = self.positions.get(&process) {
             recovery.seek(position);
         }
-        Ok(Some(recovery.finish().map_err(io_error)?.writer))
+        while let Some(record) = recovery.next_record().map_err(io_error)? {
+            if matches!(record.kind, Some(Kind::Run(step)) if step.run >= run) {
+                return Ok(Stream::Begun);
+            }
+        }
+        Ok(Stream::Ours(recovery.finish().map_err(io_error)?.writer))
     }
 
     /// A start failed before anything ran: it is tried again, with pauses that grow, and given up in the end.
@@ -319,15 +343,27 @@ impl Runner {
             .collect();
         for process in late {
             match self.live.get(&process).and_then(|live| live.coordinator.as_ref()) {
-                Some(coordinator) => {
-                    // Its death wakes the runner.
-                    let _ = pidfd::send_signal(coordinator.pidfd.as_fd(), libc::SIGKILL);
-                    self.expect(process, START_BACKSTOP);
+                Some(_) => {
+                    // It may have recorded its step, and its nudge been lost in a full pipe.
+                    self.absorb(process)?;
+                    self.kill_late(process);
                 }
                 None => self.attach_run(process)?,
             }
         }
         Ok(())
+    }
+
+    /// Kills the coordinator of a run that has still not come to its next step. Its death wakes the runner.
+    fn kill_late(&mut self, process: u32) {
+        if !self.starting.contains(&process) {
+            return;
+        }
+        let live = self.live.get(&process);
+        if let Some(coordinator) = live.and_then(|live| live.coordinator.as_ref()) {
+            let _ = pidfd::send_signal(coordinator.pidfd.as_fd(), libc::SIGKILL);
+            self.expect(process, START_BACKSTOP);
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod docs;
 mod ending;
 mod identity;
 mod logs;
