@@ -15,4 +15,6 @@ pub mod sandbox;
 pub mod state;
 pub mod sys;
 pub mod task;
+#[cfg(test)]
+mod testing;
 pub mod view;

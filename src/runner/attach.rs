@@ -135,7 +135,7 @@ impl Runner {
         let run = &self.state.processes()[process as usize];
         let Some((_, run)) = run.live_run() else { return Ok(()) };
         let (state, doomed) = (run.state, run.doomed.is_some());
-        if state != RunState::Waiting && !self.same_boot {
+        if state != RunState::Waiting && self.is_of_earlier_boot(process) {
             return self.lose(process, VerdictReason::Reboot);
         }
         match (state, is_alive) {
@@ -228,7 +228,10 @@ impl Runner {
         };
         let run = live.run;
         hit(Failpoint::RunnerAbsorb).map_err(doing("pass a failpoint"))?;
-        if !self.same_boot {
+        if let Some(Step::Forked(forked)) = &transition.state {
+            self.note_boot(process, &forked.boot_id);
+        }
+        if self.is_of_earlier_boot(process) {
             at.boot = 0;
         }
         let Some(step) = transition.state.filter(|step| !self.is_known(process, step)) else {
@@ -251,6 +254,19 @@ impl Runner {
             self.ended(process);
         }
         Ok(())
+    }
+
+    /// Takes note of the boot that a coordinator recorded. The last leader does not tell it: a power cut may have taken that
+    /// record.
+    fn note_boot(&mut self, process: u32, boot_id: &str) {
+        let is_earlier = boot_id != self.boot_id;
+        if let Some(live) = self.live.get_mut(&process) {
+            live.is_of_earlier_boot |= is_earlier;
+        }
+    }
+
+    fn is_of_earlier_boot(&self, process: u32) -> bool {
+        !self.same_boot || self.live.get(&process).is_some_and(|live| live.is_of_earlier_boot)
     }
 
     /// Whether an earlier runner has copied this step of the live run.
@@ -322,7 +338,13 @@ impl Runner {
             let error = io::Error::other("the coordinator died before it started anything");
             return self.start_failed(process, "coordinator", error);
         }
-        self.lose(process, VerdictReason::CoordinatorLost)
+        self.lose(
+            process,
+            match self.is_of_earlier_boot(process) {
+                true => VerdictReason::Reboot,
+                false => VerdictReason::CoordinatorLost,
+            },
+        )
     }
 }
 
