@@ -35,7 +35,7 @@ fn from_a_mess(scene: &Scene, dewar: &Command) -> Command {
 #[test]
 fn the_environment_is_the_documented_one() {
     let scene = Scene::new();
-    let environment = p("environment", "exec tr '\\0' '\\n' < /proc/self/environ");
+    let environment = p("environment", "tr '\\0' '\\n' < /proc/$$/environ; true");
     let signals = p("signals", "exec grep -E '^Sig(Blk|Ign)|^ShdPnd' /proc/self/status");
     let found = "ls /proc/$$/fd | tr '\\n' ' ' | sed 's/^/fds /'; echo; \
                  echo stdin $(readlink /proc/$$/fd/0); echo umask $(umask); \
@@ -381,6 +381,20 @@ fn only_root_may_name_another_user() {
     assert!(matches!(refused.status, Some(2 | 5)), "{refused}");
     assert!(refused.stderr.contains("only root"), "{refused}");
     assert_nothing_begun(&scene, &refused);
+}
+
+/// Attack 56: what was named is used, or refused; nothing else is tried.
+#[test]
+fn a_base_that_is_no_cgroup_is_refused() {
+    for (base, named) in [("/tmp", "/tmp"), ("/nowhere/at/all", "/nowhere/at"), ("sub", "sub")] {
+        let scene = Scene::new();
+
+        let refused = scene.run_with(&task([p("a", "true")]), &["--cgroup-base", base]);
+
+        assert_eq!(refused.status, Some(5), "{refused}");
+        assert!(refused.stderr.contains(named), "{refused}");
+        assert_nothing_begun(&scene, &refused);
+    }
 }
 
 /// Controllers of cgroup v2 on this host.

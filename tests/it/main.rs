@@ -8,9 +8,11 @@
 
 mod docs;
 mod ending;
+mod files;
 mod identity;
 mod logs;
 mod order;
 mod outcomes;
 mod recover;
 mod support;
+mod terminal;
