@@ -248,7 +248,7 @@ processes:
 #[test]
 fn status_tells_of_a_thousand_tasks() {
     const ALL: usize = 1000;
-    let scene = Scene::new();
+    let scene = Scene::of_many_files();
     scene.run(&task([p("a", "exit 3").max_failures(2)])).assert("FAILED", &[("a", "FF")]);
     scene.wait_until_led_by_nobody();
     multiply(&scene, ALL - 1);

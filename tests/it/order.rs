@@ -247,7 +247,7 @@ fn a_huge_dag_is_ordinary() {
         }
     }
 
-    let ended = Scene::new().run(&task);
+    let ended = Scene::of_many_files().run(&task);
 
     ended.assert("SUCCESS", &[]);
     let runs = ended.task["processes"].as_array().unwrap().iter().map(|process| {
