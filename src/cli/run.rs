@@ -32,6 +32,10 @@ const LOSS_LIMIT: u32 = 100;
 /// PATH of runs where the caller has none: that of login(1).
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// What `--cgroup none` means.
+const WEAKER: &str = "--cgroup none is weaker: a process of the task that outlives its coordinator and the runner is \
+    lost sight of";
+
 /// Runs a task to its end, or with `--detach` until it is accepted.
 ///
 /// # Errors
@@ -50,7 +54,10 @@ pub(super) fn run(args: &Run) -> Result<u8, Failure> {
     let root = place::root(&args.root)?;
     let base = match args.cgroup {
         args::Cgroup::V2 => Some(runner::find_base(args.cgroup_base.clone())?),
-        args::Cgroup::None => None,
+        args::Cgroup::None => {
+            eprintln!("dewar: {WEAKER}");
+            None
+        }
     };
     let unenforced = unenforced(&asked.accepted.spec, base.as_ref(), args.allow_unenforced)?;
     let id = asked.accepted.task_id.clone();

@@ -10,7 +10,11 @@
 mod crash;
 mod docs;
 mod ending;
+mod files;
+mod identity;
+mod logs;
 mod order;
 mod outcomes;
 mod recover;
 mod support;
+mod terminal;

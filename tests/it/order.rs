@@ -4,6 +4,60 @@ use serde_json::Value;
 
 use crate::support::{Scene, p, seconds, seconds_between, task};
 
+/// The contract: an event for each transition, as it happens, and as the last line the task.
+#[test]
+fn every_transition_is_an_event_and_the_task_is_the_last_line() {
+    let scene = Scene::new();
+
+    let ended = scene.run(&task([p("a", "exit 3"), p("f", "true").finalizer()]));
+
+    ended.assert("FAILED", &[("a", "F"), ("f", "S")]);
+    let told: Vec<String> = ended
+        .events
+        .iter()
+        .map(|event| match event["taskState"].as_str() {
+            Some(state) => state.strip_prefix("TASK_STATE_").unwrap().to_owned(),
+            None => {
+                let state = event["run"]["state"].as_str().unwrap();
+                let state = state.strip_prefix("PROCESS_STATE_").unwrap();
+                format!("{}.{} {state}", event["process"].as_str().unwrap(), event["run"]["run"])
+            }
+        })
+        .collect();
+    let run = |name: &str, end: &str| {
+        ["WAITING", "FORKED", "RUNNING", end].map(|state| format!("{name}.0 {state}"))
+    };
+    let task = |state: &str| vec![state.to_owned()];
+    let all = [
+        task("ACTIVE"),
+        run("a", "FAILED").to_vec(),
+        task("CLEANING"),
+        task("FINALIZING"),
+        run("f", "SUCCESS").to_vec(),
+        task("FAILED"),
+    ];
+    assert_eq!(told, all.concat());
+    let cursors: Vec<u64> = ended
+        .events
+        .iter()
+        .map(|event| event["cursor"].as_str().unwrap().parse().unwrap())
+        .collect();
+    assert!(
+        cursors.is_sorted() && cursors.windows(2).all(|pair| pair[0] != pair[1]),
+        "{cursors:?}"
+    );
+    assert_eq!(scene.status(), ended.task);
+
+    let run = ended.run("a", 0);
+    for present in ["coordinatorPid", "pid", "startTime", "endTime", "verdict", "usage"] {
+        assert!(run.get(present).is_some(), "{present}: {run}");
+    }
+    assert_eq!(run.get("signal"), None, "what does not apply is absent");
+    assert_eq!(ended.run("f", 0)["exitCode"], 0, "a zero that is known is there");
+    assert_eq!(ended.task.get("runnerPid"), None, "no runner lives");
+    assert!(run["usage"]["cpuTime"].as_str().unwrap().ends_with('s'), "{run}");
+}
+
 /// S1: each process runs once, after all that it waits for.
 #[test]
 fn a_task_is_its_dag() {
@@ -193,7 +247,7 @@ fn a_huge_dag_is_ordinary() {
         }
     }
 
-    let ended = Scene::new().run(&task);
+    let ended = Scene::of_many_files().run(&task);
 
     ended.assert("SUCCESS", &[]);
     let runs = ended.task["processes"].as_array().unwrap().iter().map(|process| {

@@ -213,15 +213,25 @@ fn resume_of_an_ended_task_prints_it_at_once() {
 /// S29, attack 37. A record is cut at each of its bytes, the first one too.
 #[test]
 fn a_torn_tail_is_cut_and_said_so() {
-    let scene = Scene::new();
+    const SCENES: usize = 4;
+    // Most of the time is waiting for the disk.
+    std::thread::scope(|threads| {
+        for first in 0..SCENES {
+            threads.spawn(move || cut_every(SCENES, first));
+        }
+    });
+}
+
+/// Cuts the stream of a task that has ended before byte `first`, and before every `step`th one after it.
+fn cut_every(step: usize, first: usize) {
+    let scene = Scene::of_many_files();
     scene.run(&task([p("a", "echo ran >> ran")])).assert("SUCCESS", &[]);
     scene.wait_until_led_by_nobody();
     let boundaries = offsets(&scene);
     let whole = fs::read(scene.stream()).unwrap();
-    let end_of_first = boundaries[1];
     let checkpoint = Saved::take(scene.stream().parent().unwrap());
 
-    for cut in 0..whole.len() {
+    for cut in (first..whole.len()).step_by(step) {
         checkpoint.restore();
         un_finish(&scene);
         fs::remove_file(scene.sandbox().join("ran")).ok();
@@ -230,7 +240,7 @@ fn a_torn_tail_is_cut_and_said_so() {
         let ended = scene.resume().finish();
         scene.wait_until_led_by_nobody();
 
-        if cut < end_of_first {
+        if cut < boundaries[1] {
             // What the task is was never acknowledged: nothing can be run.
             assert!(matches!(ended.status, Some(1 | 2 | 5)), "cut at {cut}\n{ended}");
             assert!(!scene.sandbox().join("ran").exists(), "cut at {cut}\n{ended}");

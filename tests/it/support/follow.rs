@@ -1,57 +1,29 @@
 //! `dewar run` or `dewar resume` in the background, its events as they come.
 
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::thread;
-use std::time::Instant;
 
 use serde_json::Value;
 
-use super::DEADLINE;
+use super::lines::Lines;
 use super::process::Pid;
-use super::scene::{Place, diagnosis};
+use super::scene::Place;
 
 /// A command that prints one JSON object a line. It is killed if it is dropped before its end.
 pub(crate) struct Following {
-    place: Arc<Place>,
-    child: Child,
-    lines: Receiver<String>,
-    text: String,
+    lines: Lines,
     seen: Vec<Value>,
-    stderr: PathBuf,
 }
 
 impl Following {
     #[track_caller]
-    pub(super) fn start(mut command: Command, place: Arc<Place>) -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        // A file, not a pipe: the runner keeps it open beyond the end of the command.
-        let stderr = place.dir.join(format!("stderr.{count}"));
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(File::create(&stderr).unwrap());
-        let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        let (sender, lines) = channel();
-        thread::spawn(move || {
-            // At the end of the test nobody listens any more.
-            let _ = stdout.lines().map_while(Result::ok).try_for_each(|line| sender.send(line));
-        });
-        Self { place, child, lines, text: String::new(), seen: Vec::new(), stderr }
+    pub(super) fn start(command: Command, place: Arc<Place>) -> Self {
+        Self { lines: Lines::start(command, place), seen: Vec::new() }
     }
 
     /// The process of the command itself.
     pub(crate) fn pid(&self) -> Pid {
-        Pid::of(self.child.id().cast_signed())
-    }
-
-    /// What it has said on standard error so far.
-    pub(crate) fn stderr(&self) -> String {
-        fs::read_to_string(&self.stderr).unwrap_or_default()
+        self.lines.pid()
     }
 
     /// Waits for the first line, of those that were printed already too, that is as wanted.
@@ -65,7 +37,7 @@ impl Following {
                 return line;
             }
         }
-        panic!("it ended without what was waited for\n{}", self.told());
+        panic!("it ended without what was waited for\n{}", self.lines.told());
     }
 
     /// Waits until a run is in a state, such as `RUNNING`; gives the run.
@@ -98,50 +70,24 @@ impl Following {
     /// The next line; `None` at the end.
     #[track_caller]
     pub(crate) fn next(&mut self) -> Option<Value> {
-        match self.lines.recv_timeout(DEADLINE) {
-            Ok(line) => {
-                let value = serde_json::from_str(&line)
-                    .unwrap_or_else(|error| panic!("no JSON: {error}: {line}\n{}", self.told()));
-                self.text.push_str(&line);
-                self.text.push('\n');
-                self.seen.push(value);
-                self.seen.last().cloned()
-            }
-            Err(RecvTimeoutError::Disconnected) => None,
-            Err(RecvTimeoutError::Timeout) => panic!("it hangs\n{}", self.told()),
-        }
+        let line = self.lines.next()?;
+        let value = serde_json::from_str::<Value>(&line)
+            .unwrap_or_else(|error| panic!("no JSON: {error}: {line}\n{}", self.lines.told()));
+        self.seen.push(value.clone());
+        Some(value)
     }
 
     /// Follows it to its end.
     #[track_caller]
     pub(crate) fn finish(mut self) -> Finished {
-        let begun = Instant::now();
-        while self.next().is_some() {
-            assert!(begun.elapsed() < 2 * DEADLINE, "there is no end\n{}", self.told());
-        }
-        if !self.pid().ends_within(DEADLINE) {
-            panic!("it has closed its output and does not end\n{}", self.told());
-        }
-        let status = self.child.wait().unwrap().code();
-        let mut events = std::mem::take(&mut self.seen);
-        let task = match events.last() {
-            Some(last) if last.get("processes").is_some() => events.pop().unwrap(),
+        while self.next().is_some() {}
+        let status = self.lines.finish();
+        let task = match self.seen.last() {
+            Some(last) if last.get("processes").is_some() => self.seen.pop().unwrap(),
             _ => Value::Null,
         };
-        let (stdout, stderr) = (std::mem::take(&mut self.text), self.stderr());
-        Finished { status, events, task, stdout, stderr }
-    }
-
-    fn told(&self) -> String {
-        let (text, stderr) = (&self.text, self.stderr());
-        format!("{text}\n{stderr}\n{}", diagnosis(&self.place))
-    }
-}
-
-impl Drop for Following {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let (stdout, stderr) = (self.lines.stdout().to_owned(), self.lines.stderr());
+        Finished { status, events: self.seen, task, stdout, stderr }
     }
 }
 

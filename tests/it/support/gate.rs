@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use nix::libc::O_NONBLOCK;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -26,10 +26,6 @@ impl Gate {
         // Reader and writer at once (fifo(7)): nobody who opens it has to wait, and nobody sees its end.
         let fifo = OpenOptions::new().read(true).write(true).custom_flags(O_NONBLOCK).open(&path);
         Self { fifo: fifo.unwrap(), path }
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
     }
 
     /// Shell: lets the test go on.

@@ -3,6 +3,7 @@
 mod follow;
 mod gate;
 mod leak;
+mod lines;
 mod process;
 mod scene;
 mod task;

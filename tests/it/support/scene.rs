@@ -17,6 +17,7 @@ use super::DEADLINE;
 use super::follow::{Finished, Following};
 use super::gate::Gate;
 use super::leak;
+use super::lines::Lines;
 use super::process::Pid;
 use super::task::Task;
 
@@ -59,11 +60,21 @@ pub(crate) struct Output {
 
 impl Scene {
     pub(crate) fn new() -> Self {
+        Self::beneath(&std::env::temp_dir())
+    }
+
+    /// A scene of very many files, on a disk of memory where there is one.
+    pub(crate) fn of_many_files() -> Self {
+        let memory = Path::new("/dev/shm");
+        if memory.is_dir() { Self::beneath(memory) } else { Self::new() }
+    }
+
+    fn beneath(parent: &Path) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let (process, count) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let id = format!("it-{process}-{count}");
         // Canonical: dewar follows no link into a sandbox.
-        let dir = fs::canonicalize(std::env::temp_dir()).unwrap().join(format!("dewar-{id}"));
+        let dir = fs::canonicalize(parent).unwrap().join(format!("dewar-{id}"));
         fs::create_dir(&dir).unwrap();
         fs::set_permissions(&dir, PermissionsExt::from_mode(0o755)).unwrap();
         Self { place: Arc::new(Place { dir, id }) }
@@ -196,6 +207,12 @@ impl Scene {
     #[track_caller]
     pub(crate) fn follow(&self, command: Command) -> Following {
         Following::start(command, self.place.clone())
+    }
+
+    /// Starts a command whose output is read line by line.
+    #[track_caller]
+    pub(crate) fn lines(&self, command: Command) -> Lines {
+        Lines::start(command, self.place.clone())
     }
 
     /// `dewar COMMAND … --root ROOT`, to its end.
