@@ -78,6 +78,10 @@ pub struct Run<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Step {
+    /// Make the leaf, with its limits.
+    Cgroup,
+    /// Without cgroups: become the parent of the run's orphans.
+    Subreaper,
     /// Open the sandbox.
     Sandbox,
     /// Open logs and pipes.
@@ -146,6 +150,8 @@ impl Step {
     /// Its name in a verdict.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Cgroup => "cgroup",
+            Self::Subreaper => "subreaper",
             Self::Sandbox => "sandbox",
             Self::Output => "output",
             Self::Prepare => "prepare",
@@ -286,6 +292,28 @@ impl LaunchFailed {
 
     fn output(error: &OutputError) -> Self {
         Self { step: Step::Output, errno: error.errno(), detail: Some(error.to_string()) }
+    }
+
+    /// Whether a disk, quota or file size limit is reached.
+    pub(super) fn is_no_space(&self) -> bool {
+        matches!(self.errno, Some(Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG))
+    }
+
+    /// Whether the same call may well succeed soon: it failed for want of something, or was interrupted.
+    pub(super) fn is_passing(&self) -> bool {
+        use Errno::{EAGAIN, EBUSY, EINTR, EIO, EMFILE, ENFILE, ENOMEM};
+        matches!(self.errno, Some(EAGAIN | EBUSY | EINTR | EIO | EMFILE | ENFILE | ENOMEM))
+    }
+
+    /// A step of the coordinator's own that failed, with the errno at the end of its causes.
+    pub(super) fn caused(step: Step, error: &(dyn std::error::Error + 'static)) -> Self {
+        let causes = || std::iter::successors(Some(error), |cause| cause.source());
+        let raw = |cause: &(dyn std::error::Error + 'static)| {
+            let io = cause.downcast_ref::<std::io::Error>().and_then(|io| io.raw_os_error());
+            cause.downcast_ref::<Errno>().copied().or(io.map(Errno::from_raw))
+        };
+        let texts: Vec<_> = causes().map(ToString::to_string).collect();
+        Self { step, errno: causes().find_map(raw), detail: Some(texts.join(": ")) }
     }
 
     /// The verdict of the run.

@@ -5,8 +5,6 @@ use std::convert::Infallible;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid};
 
 use super::check;
@@ -64,30 +62,23 @@ pub fn clone_into(
     Ok((Pid::from_raw(pid as libc::pid_t), pidfd))
 }
 
-/// Forks a child that goes on as a whole program, a coordinator, and runs `child`. Returns its pid
-/// and a pidfd.
+/// Forks a child that goes on as a whole program, a coordinator, and runs `child`. Returns its pid, and a pidfd if one could
+/// be had: the child is there in any case, and may have done anything by now.
 ///
 /// This is libc's `fork` and not `clone3`, because the child lives on in libc: only `fork` renews
 /// what libc remembers of the process (with musl, `abort` after a raw clone would signal the
-/// parent). Call it from a process of one thread.
+/// parent). Call it from a process of one thread, and not from one that forgets its children: see
+/// [`while_minding_children`](super::process::while_minding_children).
 ///
 /// # Errors
 ///
-/// Those of `fork(2)` and `pidfd_open(2)`. After the latter, too, no child is left.
-pub fn fork(child: impl FnOnce() -> Infallible) -> Result<(Pid, OwnedFd), Errno> {
-    // SAFETY: memory is copied, so the only danger is a lock held by another thread at this
-    // instant: the child could wait for it for ever. The caller has one thread.
+/// Those of `fork(2)`: no child exists then. Within: those of `pidfd_open(2)`.
+pub fn fork(child: impl FnOnce() -> Infallible) -> Result<(Pid, Result<OwnedFd, Errno>), Errno> {
+    // SAFETY: memory is copied, so the only danger is a lock held by another thread at this instant: the child could wait for
+    // it for ever. The caller has one thread.
     match unsafe { nix::unistd::fork() }? {
         ForkResult::Child => become_child(child),
-        ForkResult::Parent { child } => match pidfd_of_child(child) {
-            Ok(pidfd) => Ok((child, pidfd)),
-            Err(errno) => {
-                // The pid is still ours: an unreaped child keeps its number.
-                kill(child, Signal::SIGKILL)?;
-                waitpid(child, None)?;
-                Err(errno)
-            }
-        },
+        ForkResult::Parent { child } => Ok((child, pidfd_of_child(child))),
     }
 }
 
@@ -119,6 +110,7 @@ mod tests {
     use std::os::fd::AsFd;
 
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use nix::sys::signal::{Signal, kill};
     use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 
     use super::*;
