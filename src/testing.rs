@@ -2,13 +2,17 @@
 
 use std::any::type_name;
 use std::env;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Gid, Uid, geteuid, setgroups, setresgid, setresuid};
 
 use crate::proto::Identity;
+use crate::sys::clone::fork;
+use crate::sys::exec::exit_now;
 
 const TEST: &str = "DEWAR_TEST_ALONE";
 const CASE: &str = "DEWAR_TEST_CASE";
@@ -38,13 +42,13 @@ fn test_of<F>() -> &'static str {
 
 fn in_processes(test: &str, environment: &[(&str, &str)], cases: &[&str], body: impl Fn(&str)) {
     if env::var(TEST).is_ok_and(|running| running == test) {
-        return body(&env::var(CASE).unwrap());
+        return in_single_thread(|| body(&env::var(CASE).unwrap()));
     }
     for case in cases {
         let output = Command::new(env::current_exe().unwrap())
             .args(["--exact", test, "--nocapture", "--test-threads=1"])
             .envs(environment.iter().copied())
-            .envs([(TEST, test), (CASE, case)])
+            .envs([(TEST, test), (CASE, case), ("RUST_BACKTRACE", "0")])
             .output()
             .unwrap();
         let [out, err] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
@@ -54,6 +58,16 @@ fn in_processes(test: &str, environment: &[(&str, &str)], cases: &[&str], body: 
             output.status
         );
     }
+}
+
+/// Runs `body` in a child: the test harness has a thread of its own, and a coordinator has none.
+fn in_single_thread(body: impl FnOnce()) {
+    let child = || {
+        let result = catch_unwind(AssertUnwindSafe(body));
+        exit_now(i32::from(result.is_err()))
+    };
+    let (pid, _) = fork(child).unwrap();
+    assert_eq!(waitpid(pid, None), Ok(WaitStatus::Exited(pid, 0)));
 }
 
 /// Whether this is root; a test that needs it says that it was left out.

@@ -1,10 +1,10 @@
 //! From the clone to `execve`: [`STEPS`] is all that happens in the child, in order, on one screen.
 //!
 //! ```text
-//! coordinator   prepare ─ clone3 ────────────────── read the pipe ─ end of file: it runs ─▶ Ok
-//!                           │                             ▲    └── a report: it never ran ─▶ LaunchFailed
-//! child, in its leaf        └ step, step, step … execve   │ (close on exec)
-//!                               └─ first failure: report ─┘ exit
+//! coordinator   prepare ─ clone3 ──────────────── read the pipe ─ end of file: it runs
+//!                           │                           ▲    └ a report: it never ran
+//! child, in its leaf        └ step, step, step … execve │ (close on exec)
+//!                               └ first failure: report ┘ exit
 //! ```
 //!
 //! All that can be made beforehand is: the child allocates nothing and only makes system calls. A
@@ -548,15 +548,10 @@ impl Report {
 
     fn explain(self) -> LaunchFailed {
         let step = STEPS.get(self.number as usize).map_or(Step::Pipe, |(_, step, _)| *step);
-        let detail = match step {
-            Step::VerifyCapabilities => {
-                Some(format!("still has {}", capability_names(self.failure.value)))
-            }
-            Step::Securebits => Some(format!(
-                "the caller's secure bits {:#x} keep capabilities",
-                self.failure.value
-            )),
-            _ => None,
+        let detail = match (step, self.failure.value) {
+            (_, 0) => None,
+            (Step::Securebits, bits) => Some(format!("the caller's {bits:#x} keep capabilities")),
+            (_, left) => Some(format!("still has {}", capability_names(left))),
         };
         LaunchFailed { step, errno: Some(Errno::from_raw(self.failure.errno)), detail }
     }
@@ -645,4 +640,621 @@ fn above(fd: OwnedFd) -> Result<OwnedFd, LaunchFailed> {
 
 fn duplicate(fd: BorrowedFd<'_>) -> Result<OwnedFd, LaunchFailed> {
     fs::duplicate_above_standard(fd).map_err(|errno| LaunchFailed::new(Step::Prepare, errno))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::fs;
+    use std::os::unix::fs::MetadataExt;
+    use std::path::PathBuf;
+    use std::process::Command;
+
+    use nix::sched::{CloneFlags, unshare};
+    use nix::sys::resource::{Resource, setrlimit};
+    use nix::sys::signal::raise;
+    use nix::sys::wait::{WaitStatus, waitpid};
+    use nix::unistd::{Gid, Uid, setgroups, setresuid};
+
+    use super::*;
+    use crate::sys::clone::fork;
+    use crate::sys::fault;
+    use crate::task::spec::FileMode;
+    use crate::testing::{
+        ORDINARY, TempDir, alone, alone_with, become_ordinary, each_alone, is_root, ordinary,
+    };
+
+    /// A task to run things in.
+    struct Stage {
+        temp: TempDir,
+        identity: Identity,
+        chroot: bool,
+        sandbox: &'static str,
+    }
+
+    /// How a run ended.
+    struct Ended {
+        status: WaitStatus,
+        stdout: String,
+        stderr: String,
+    }
+
+    impl Ended {
+        /// What it printed, if it exited with 0 and said nothing on standard error.
+        fn printed(self) -> String {
+            assert!(
+                matches!(self.status, WaitStatus::Exited(_, 0)),
+                "{:?} {}",
+                self.status,
+                self.stderr
+            );
+            assert_eq!(self.stderr, "");
+            self.stdout
+        }
+
+        /// The value of `field` in a `/proc/PID/status` that it printed.
+        fn field(&self, field: &str) -> String {
+            let line =
+                self.stdout.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+            line.unwrap_or_else(|| panic!("no {field} in {}", self.stdout))
+                .split_whitespace()
+                .collect::<Vec<_>>()
+                .join(" ")
+        }
+    }
+
+    impl Stage {
+        fn new(identity: Identity) -> Self {
+            Self { temp: TempDir::new(), identity, chroot: false, sandbox: "sandbox" }
+        }
+
+        fn own() -> Self {
+            Self::new(identity::current().unwrap())
+        }
+
+        fn path(&self) -> PathBuf {
+            self.temp.path().join(self.sandbox)
+        }
+
+        fn log(&self, name: &str) -> String {
+            let path = self.temp.path().join("logs/probe/3").join(name);
+            String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
+        }
+
+        fn run(&self, cmdline: &str) -> Result<Ended, LaunchFailed> {
+            let sandbox = Sandbox::open(&self.path(), &self.identity).unwrap();
+            let (task_id, process) =
+                (TaskId::new("task-1").unwrap(), ProcessName::new("probe").unwrap());
+            let log_dir = self.temp.path().join("logs");
+            let run = Run {
+                task_id: &task_id,
+                process: &process,
+                run: 3,
+                cmdline,
+                path: "/usr/local/bin:/usr/bin:/bin",
+                identity: &self.identity,
+                sandbox: &sandbox,
+                chroot: self.chroot,
+                log_dir: Some(&log_dir),
+                logger: Logger { file: Some(FileMode::Standard), console: false },
+            };
+            let (start, pump) = Start::prepare(&run)?;
+            assert!(pump.is_none());
+            let (_, pidfd) = start.launch(None)?;
+            let status = waitid(Id::PIDFd(pidfd.as_fd()), WaitPidFlag::WEXITED).unwrap();
+            Ok(Ended { status, stdout: self.log("stdout"), stderr: self.log("stderr") })
+        }
+
+        /// The step at which a run fails, and its errno; sees to it that it left nothing.
+        fn fails(&self) -> LaunchFailed {
+            let trace = self.temp.path().join("it-ran");
+            let error = match self.run(&format!("echo ran; : > '{}'", trace.display())) {
+                Ok(ended) => panic!("it ran: {:?}", ended.status),
+                Err(error) => error,
+            };
+            assert!(!trace.exists(), "{error}: and yet it ran");
+            assert_eq!(self.log("stdout"), "");
+            assert_eq!(
+                waitid(Id::All, WaitPidFlag::WEXITED),
+                Err(Errno::ECHILD),
+                "a child is left"
+            );
+            error
+        }
+    }
+
+    /// S33, attack 8: a caller of the worst sort.
+    #[test]
+    fn a_run_finds_what_is_documented_whatever_its_caller_had() {
+        let environment = [
+            ("LD_PRELOAD", "/nonexistent/evil.so"),
+            ("NOTIFY_SOCKET", "/run/systemd/notify"),
+            ("LISTEN_FDS", "3"),
+            ("BASH_ENV", "/nonexistent"),
+            ("HOME", "/nonexistent"),
+        ];
+        alone_with(&environment, || {
+            let stage = Stage::own();
+            umask(Mode::from_bits_truncate(0o057));
+            fault::ignore(&[libc::SIGINT, libc::SIGPIPE, libc::SIGXFSZ, 32, 33, 34, 64]);
+            fault::block_all();
+            let decoys = [c"/", c"/etc/passwd", c"/dev/null"]
+                .map(|path| open(path, OFlag::O_RDONLY, Mode::empty()).unwrap());
+            setrlimit(Resource::RLIMIT_NOFILE, 64, 64).unwrap();
+            if is_root() {
+                // These two need CAP_SYS_RESOURCE, which root in a container may not have.
+                let _asked = setrlimit(Resource::RLIMIT_CORE, u64::MAX, u64::MAX);
+                let _asked = fs::write("/proc/self/oom_score_adj", "-1000");
+                fault::privilege_scheduling();
+            }
+            // The sandbox is where it is, wherever we are.
+            chdir(c"/proc/self/fd").unwrap();
+
+            let ended = stage
+                .run(
+                    "cat /proc/self/status; umask; ulimit -Sc; \
+                     echo $$ $(cut -d' ' -f5,6,7,18,19,41 /proc/self/stat); \
+                     cat /proc/self/oom_score_adj; ionice; pwd; readlink /proc/$$/fd/0; \
+                     ls /proc/$$/fd; tr '\\0' '\\n' < /proc/$$/environ; exit 0",
+                )
+                .unwrap();
+
+            drop(decoys);
+            for field in ["SigBlk", "SigIgn", "SigPnd"] {
+                assert_eq!(ended.field(field), "0000000000000000", "{field}");
+            }
+            let lines: Vec<_> = ended.stdout.lines().skip_while(|line| *line != "0022").collect();
+            let WaitStatus::Exited(pid, 0) = ended.status else { panic!("{:?}", ended.status) };
+            let (sandbox, user) = (stage.path().display().to_string(), &stage.identity.user);
+            let expected = [
+                "0022",
+                "0",
+                // Own group and session, no terminal; priority 20, nice 0, SCHED_OTHER.
+                &format!("{pid} {pid} {pid} 0 20 0 0"),
+                "0",
+                "none: prio 0",
+                &sandbox,
+                "/dev/null",
+                "0",
+                "1",
+                "2",
+                &format!("HOME={sandbox}"),
+                &format!("LOGNAME={user}"),
+                &format!("USER={user}"),
+                "PATH=/usr/local/bin:/usr/bin:/bin",
+                "DEWAR_TASK_ID=task-1",
+                "DEWAR_PROCESS=probe",
+                "DEWAR_RUN=3",
+            ];
+            assert_eq!(ended.stderr, "");
+            assert_eq!(lines, expected);
+        });
+    }
+
+    #[test]
+    fn a_worse_place_is_kept() {
+        alone(|| {
+            fs::write("/proc/self/oom_score_adj", "300").unwrap();
+            let mut renice = Command::new("renice");
+            assert!(
+                renice
+                    .args(["-n", "7", &std::process::id().to_string()])
+                    .output()
+                    .unwrap()
+                    .status
+                    .success()
+            );
+
+            let ended = Stage::own().run("cat /proc/self/oom_score_adj; nice").unwrap();
+
+            assert_eq!(ended.printed(), "300\n7\n");
+        });
+    }
+
+    /// S38, attacks 1, 3: the ids, four times, exactly the groups, no capability, no key of the
+    /// caller.
+    #[test]
+    fn a_run_of_another_user_has_nothing_of_its_caller() {
+        alone(|| {
+            if !is_root() {
+                return;
+            }
+            setgroups(&[4, 27, 4242].map(Gid::from_raw)).unwrap();
+            fault::make_ambient(caps::Capability::CAP_NET_ADMIN.index());
+            let _keys = inherit::new_session_keyring();
+            fault::add_session_key(c"dewar-test-secret");
+            let stage = Stage::new(ordinary(&[7, 100, ORDINARY]));
+
+            let ended = stage
+                .run("cat /proc/self/status /proc/keys; : > mine; head -c1 /etc/shadow")
+                .unwrap();
+
+            let id = ORDINARY.to_string();
+            assert_eq!(ended.field("Uid"), [id.as_str(); 4].join(" "));
+            assert_eq!(ended.field("Gid"), [id.as_str(); 4].join(" "));
+            assert_eq!(ended.field("Groups"), format!("7 100 {id}"));
+            for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+                assert_eq!(ended.field(set), "0000000000000000", "{set}");
+            }
+            assert!(
+                ended.stdout.contains("_ses") && !ended.stdout.contains("dewar-test-secret"),
+                "{}",
+                ended.stdout
+            );
+            assert!(ended.stderr.contains("Permission denied"), "{}", ended.stderr);
+            assert_eq!(fs::metadata(stage.path().join("mine")).unwrap().uid(), ORDINARY);
+        });
+    }
+
+    /// The keys that the test above looks for are there to be found.
+    #[test]
+    fn a_run_that_kept_the_callers_keyring_would_show_its_keys() {
+        alone(|| {
+            if !is_root() {
+                return;
+            }
+            let _keys = inherit::new_session_keyring();
+            fault::add_session_key(c"dewar-test-secret");
+            fault::take_away(libc::SYS_keyctl, libc::EPERM);
+
+            let ended = Stage::new(ordinary(&[])).run("cat /proc/keys").unwrap();
+
+            assert!(ended.printed().contains("dewar-test-secret"));
+        });
+    }
+
+    /// Attack 3: root that names itself gets the groups of the database, not those of the daemon.
+    #[test]
+    fn a_run_of_root_itself_has_exactly_its_groups() {
+        alone(|| {
+            if !is_root() {
+                return;
+            }
+            setgroups(&[4, 27, 4242].map(Gid::from_raw)).unwrap();
+            fault::make_ambient(caps::Capability::CAP_NET_ADMIN.index());
+
+            let ended =
+                Stage::new(identity::named("root").unwrap()).run("cat /proc/self/status").unwrap();
+
+            assert_eq!(
+                (ended.field("Groups").as_str(), ended.field("CapInh").as_str()),
+                ("0", "0000000000000000")
+            );
+            assert_eq!(ended.field("CapAmb"), "0000000000000000");
+        });
+    }
+
+    #[test]
+    fn an_ordinary_user_gives_up_the_capabilities_that_its_caller_had_lent_it() {
+        alone(|| {
+            if !is_root() {
+                return;
+            }
+            nix::sys::prctl::set_keepcaps(true).unwrap();
+            let uid = Uid::from_raw(ORDINARY);
+            setresuid(uid, uid, uid).unwrap();
+            fault::make_ambient(caps::Capability::CAP_NET_BIND_SERVICE.index());
+
+            let ended = Stage::own().run("cat /proc/self/status").unwrap();
+
+            for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+                assert_eq!(ended.field(set), "0000000000000000", "{set}");
+            }
+        });
+    }
+
+    /// Attack 2: each call fails in turn, and that is the verdict.
+    #[test]
+    fn a_step_that_fails_is_the_verdict_and_nothing_runs() {
+        let calls: BTreeMap<&str, (libc::c_long, Step)> = [
+            ("setsid", (libc::SYS_setsid, Step::Setsid)),
+            ("rt_sigaction", (libc::SYS_rt_sigaction, Step::Signals)),
+            ("getpriority", (libc::SYS_getpriority, Step::Scheduling)),
+            ("prlimit64", (libc::SYS_prlimit64, Step::CoreLimit)),
+            ("keyctl", (libc::SYS_keyctl, Step::Keyring)),
+            ("dup3", (libc::SYS_dup3, Step::Stdio)),
+            ("close_range", (libc::SYS_close_range, Step::CloseRange)),
+            ("chroot", (libc::SYS_chroot, Step::Chroot)),
+            ("chdir", (libc::SYS_chdir, Step::Chdir)),
+            ("getcwd", (libc::SYS_getcwd, Step::VerifyCwd)),
+            ("prctl", (libc::SYS_prctl, Step::Securebits)),
+            ("capset", (libc::SYS_capset, Step::Inheritable)),
+            ("setgroups", (libc::SYS_setgroups, Step::Setgroups)),
+            ("getgroups", (libc::SYS_getgroups, Step::VerifyGroups)),
+            ("setresgid", (libc::SYS_setresgid, Step::Setresgid)),
+            ("getresgid", (libc::SYS_getresgid, Step::VerifyGid)),
+            ("setresuid", (libc::SYS_setresuid, Step::Setresuid)),
+            ("getresuid", (libc::SYS_getresuid, Step::VerifyUid)),
+            ("rt_sigprocmask", (libc::SYS_rt_sigprocmask, Step::Sigmask)),
+            ("execve", (libc::SYS_execve, Step::Execve)),
+            ("clone3", (libc::SYS_clone3, Step::Clone)),
+        ]
+        .into();
+        let names: Vec<&str> = calls.keys().copied().collect();
+        each_alone(&names, |name| {
+            if !is_root() {
+                return;
+            }
+            let (number, step) = calls[name];
+            let stage = Stage { chroot: true, ..Stage::new(ordinary(&[7])) };
+            fault::take_away(number, libc::EXDEV);
+
+            let error = stage.fails();
+
+            assert_eq!(error, LaunchFailed { step, errno: Some(Errno::EXDEV), detail: None });
+            let verdict = error.verdict();
+            assert_eq!(
+                (verdict.step.as_deref(), verdict.errno.as_deref()),
+                (Some(step.name()), Some("EXDEV"))
+            );
+        });
+    }
+
+    /// Attack 2: each call says that it worked, and did nothing.
+    #[test]
+    fn a_step_that_lies_is_found_out_and_nothing_runs() {
+        let calls: BTreeMap<&str, (libc::c_long, Step)> = [
+            ("chroot", (libc::SYS_chroot, Step::VerifyRoot)),
+            ("fchdir", (libc::SYS_fchdir, Step::VerifyCwd)),
+            ("setgroups", (libc::SYS_setgroups, Step::VerifyGroups)),
+            ("setresgid", (libc::SYS_setresgid, Step::VerifyGid)),
+            ("setresuid", (libc::SYS_setresuid, Step::VerifyUid)),
+            ("setuid", (libc::SYS_setuid, Step::VerifyNotRoot)),
+            ("setgid", (libc::SYS_setgid, Step::VerifyNotRoot)),
+        ]
+        .into();
+        let names: Vec<&str> = calls.keys().copied().collect();
+        each_alone(&names, |name| {
+            if !is_root() {
+                return;
+            }
+            let (number, step) = calls[name];
+            let stage = Stage { chroot: name == "chroot", ..Stage::new(ordinary(&[7])) };
+            fault::take_away(number, 0);
+
+            assert_eq!(stage.fails().step, step);
+        });
+    }
+
+    /// The capabilities that are left are named.
+    #[test]
+    fn a_capset_that_lies_is_found_out() {
+        alone(|| {
+            if !is_root() {
+                return;
+            }
+            fault::take_away(libc::SYS_capset, 0);
+            nix::sys::prctl::set_keepcaps(true).unwrap();
+            let uid = Uid::from_raw(ORDINARY);
+            setresuid(uid, uid, uid).unwrap();
+
+            let error = Stage::own().fails();
+
+            assert_eq!((error.step, error.errno), (Step::VerifyCapabilities, Some(Errno::EPERM)));
+            assert!(error.detail.unwrap().starts_with("still has CAP_CHOWN CAP_DAC_OVERRIDE "));
+        });
+    }
+
+    /// Attack 8: bits that would keep capabilities across the change of uid.
+    #[test]
+    fn secure_bits_that_keep_capabilities_are_refused_and_keepcaps_is_taken_off() {
+        each_alone(&["fixup", "locked", "keepcaps"], |case| {
+            if !is_root() {
+                return;
+            }
+            let stage = Stage::new(ordinary(&[]));
+            match case {
+                "fixup" => fault::set_securebits(ids::NO_SETUID_FIXUP),
+                "locked" => fault::set_securebits(ids::KEEP_CAPS | ids::KEEP_CAPS << 1),
+                _ => nix::sys::prctl::set_keepcaps(true).unwrap(),
+            }
+            if case == "keepcaps" {
+                assert_eq!(
+                    stage.run("cat /proc/self/status").unwrap().field("CapPrm"),
+                    "0000000000000000"
+                );
+            } else {
+                let error = stage.fails();
+                assert_eq!((error.step, error.errno), (Step::Securebits, Some(Errno::EPERM)));
+            }
+        });
+    }
+
+    /// Attack 5: ids that this user namespace does not have.
+    #[test]
+    fn an_identity_that_is_not_mapped_is_refused() {
+        alone(|| {
+            if !is_root() {
+                return;
+            }
+            let mut stage = Stage::new(ordinary(&[]));
+            let refused = [
+                (vec![ORDINARY], 0, Step::Setgroups),
+                (vec![], ORDINARY, Step::Setgroups),
+                (vec![], 0, Step::Setresuid),
+            ];
+
+            let inside = || {
+                unshare(CloneFlags::CLONE_NEWUSER).unwrap();
+                raise(Signal::SIGSTOP).unwrap();
+                for (groups, gid, step) in refused {
+                    stage.identity.groups = groups;
+                    stage.identity.gid = gid;
+                    let error = prepared_without_logs(&stage).0.launch(None).unwrap_err();
+                    assert_eq!(error, LaunchFailed::new(step, Errno::EINVAL));
+                }
+                exit_now(0)
+            };
+            let (pid, _) = fork(inside).unwrap();
+            waitpid(pid, Some(WaitPidFlag::WUNTRACED)).unwrap();
+            for map in ["uid_map", "gid_map"] {
+                fs::write(format!("/proc/{pid}/{map}"), "0 0 1").unwrap();
+            }
+            kill(pid, Signal::SIGCONT).unwrap();
+
+            assert_eq!(waitpid(pid, None), Ok(WaitStatus::Exited(pid, 0)));
+        });
+    }
+
+    fn prepared_without_logs(stage: &Stage) -> (Start, Option<Pump>) {
+        let _exists = fs::create_dir(stage.path());
+        let sandbox = Sandbox::open(&stage.path(), &stage.identity).unwrap();
+        let (task_id, process) =
+            (TaskId::new("task-1").unwrap(), ProcessName::new("probe").unwrap());
+        let run = Run {
+            task_id: &task_id,
+            process: &process,
+            run: 0,
+            cmdline: "true",
+            path: "/bin",
+            identity: &stage.identity,
+            sandbox: &sandbox,
+            chroot: false,
+            log_dir: None,
+            logger: Logger { file: None, console: false },
+        };
+        Start::prepare(&run).unwrap()
+    }
+
+    /// D19: whoever the runner is, the run is who was recorded.
+    #[test]
+    fn a_recorded_identity_is_taken_or_refused_but_never_left_out() {
+        each_alone(&["root", "ordinary"], |case| {
+            if !is_root() {
+                return;
+            }
+            if case == "root" {
+                let kept = Identity { switch: false, ..ordinary(&[ORDINARY]) };
+                assert_eq!(Stage::new(kept).run("id -u").unwrap().printed(), "54321\n");
+            } else {
+                let kept = Identity { switch: false, ..identity::current().unwrap() };
+                become_ordinary();
+                let error = prepared_without_logs(&Stage::new(kept)).0.launch(None).unwrap_err();
+                assert_eq!(error, LaunchFailed::new(Step::Setgroups, Errno::EPERM));
+            }
+        });
+    }
+
+    /// Attack 5.
+    #[test]
+    fn an_id_that_means_unchanged_is_refused_in_a_record_too() {
+        let identity = Identity { uid: u32::MAX, ..ordinary(&[]) };
+
+        let error = numbers(&identity).unwrap_err();
+
+        assert_eq!(error.to_string(), "prepare: 4294967295 is no id");
+    }
+
+    /// S40, T56, T57.
+    #[test]
+    fn under_chroot_the_sandbox_is_all_there_is() {
+        alone(|| {
+            if !is_root() {
+                return;
+            }
+            let stage = Stage { chroot: true, ..Stage::new(ordinary(&[])) };
+            Sandbox::open(&stage.path(), &stage.identity).unwrap();
+            install_bash(&stage.path());
+            fs::write(stage.path().join(".thermos_profile"), "echo profile").unwrap();
+
+            let ended = stage.run("pwd; echo $HOME; echo *; echo $BASH_ENV; cd ..; pwd").unwrap();
+
+            assert_eq!(
+                ended.printed(),
+                "profile\n/\n/home/ordinary\nbin lib lib64\n/.thermos_profile\n/\n"
+            );
+        });
+    }
+
+    /// Copies bash and the libraries that it names into `root`.
+    fn install_bash(root: &Path) {
+        let ldd = Command::new("ldd").arg("/bin/bash").output().unwrap();
+        let text = String::from_utf8(ldd.stdout).unwrap();
+        let libraries = text.split_whitespace().filter(|word| word.starts_with('/'));
+        for file in libraries.chain(["/bin/bash"]) {
+            let to = root.join(file.trim_start_matches('/'));
+            fs::create_dir_all(to.parent().unwrap()).unwrap();
+            fs::copy(file, to).unwrap();
+        }
+    }
+
+    /// S40: the verdict names step and errno.
+    #[test]
+    fn a_sandbox_without_a_shell_says_so() {
+        alone(|| {
+            if !is_root() {
+                return;
+            }
+            let stage = Stage { chroot: true, ..Stage::new(ordinary(&[])) };
+
+            let verdict = stage.fails().verdict();
+
+            assert_eq!(verdict.reason(), VerdictReason::LaunchFailed);
+            assert_eq!(
+                (verdict.step.as_deref(), verdict.errno.as_deref()),
+                (Some("execve /bin/bash"), Some("ENOENT"))
+            );
+        });
+    }
+
+    #[test]
+    fn an_ordinary_user_cannot_have_a_chroot_and_is_told() {
+        alone(|| {
+            if !is_root() {
+                return;
+            }
+            become_ordinary();
+            let stage = Stage { chroot: true, ..Stage::own() };
+
+            assert_eq!(stage.fails(), LaunchFailed::new(Step::Chroot, Errno::EPERM));
+        });
+    }
+
+    /// S34, O40, T57; and a path that bash would expand is only a path.
+    #[test]
+    fn a_profile_reaches_the_next_run_whatever_the_sandbox_is_called() {
+        alone(|| {
+            let mut stage = Stage::own();
+            stage.sandbox = "a $(touch pwned) `touch pwned` ${HOME} \\ \" ' * ~";
+
+            stage
+                .run("echo export GREETING=hello > .thermos_profile; echo \"[$BASH_ENV]\"")
+                .unwrap();
+            let ended = stage.run("echo $GREETING; ls").unwrap();
+
+            assert_eq!(ended.printed(), "[]\nhello\n");
+        });
+    }
+
+    #[test]
+    fn the_command_line_is_one_argument_and_its_exit_status_is_its_own() {
+        alone(|| {
+            let ended = Stage::own().run("printf '%s\\n' \"$0\" 'a  b' $#; exit 200").unwrap();
+
+            assert_eq!(ended.stdout, "/bin/bash\na  b\n0\n");
+            assert!(matches!(ended.status, WaitStatus::Exited(_, 200)));
+        });
+    }
+
+    #[test]
+    fn a_command_line_that_is_too_long_is_a_verdict() {
+        alone(|| {
+            let error = Stage::own().run(&"x".repeat(200_000)).err().unwrap();
+
+            assert_eq!(error, LaunchFailed::new(Step::Execve, Errno::E2BIG));
+        });
+    }
+
+    #[test]
+    fn every_step_of_the_child_has_its_own_name() {
+        let names: BTreeMap<&str, Step> =
+            STEPS.iter().map(|(_, step, _)| (step.name(), *step)).collect();
+        let steps: Vec<Step> = STEPS.iter().map(|(_, step, _)| *step).collect();
+
+        assert!(steps.iter().all(|step| names[step.name()] == *step));
+        assert!(
+            steps.is_sorted_by_key(|step| *step as u8),
+            "the enum is in the order of the table"
+        );
+    }
 }

@@ -434,12 +434,12 @@ mod tests {
         let path = dir.path().join("stdout");
         let victim = temp.path().join("victim");
         fs::write(&victim, "untouched").unwrap();
-        let mut socket = None;
 
-        let mut kinds: Vec<(&str, Box<dyn FnMut() + '_>)> = vec![
+        type Make<'a> = Box<dyn FnMut() + 'a>;
+        let mut kinds: Vec<(&str, Make<'_>)> = vec![
             ("is a named pipe", Box::new(|| mkfifo(&path, Mode::S_IRWXU).unwrap())),
             ("is a directory", Box::new(|| fs::create_dir(&path).unwrap())),
-            ("is a socket", Box::new(|| socket = Some(UnixListener::bind(&path).unwrap()))),
+            ("is a socket", Box::new(|| drop(UnixListener::bind(&path).unwrap()))),
             ("is a symbolic link", Box::new(|| symlink(&victim, &path).unwrap())),
             ("has 2 hard links", Box::new(|| fs::hard_link(&victim, &path).unwrap())),
         ];
@@ -514,69 +514,76 @@ mod tests {
     #[test]
     fn nothing_is_ever_made_or_shown_behind_a_link() {
         let temp = TempDir::new();
-        let sandbox_path = temp.path().join("sandbox");
-        let victim = temp.path().join("victim");
         // The victim has everything that a follower of links would look for.
-        let bait = victim.join(".logs").join(process().as_str()).join("0");
-        fs::create_dir_all(&bait).unwrap();
-        fs::write(bait.join("stdout"), "secret").unwrap();
-        let places = [
-            (sandbox_path.clone(), victim.clone()),
-            (sandbox_path.join(".logs"), victim.join(".logs")),
-            (
-                sandbox_path.join(".logs").join(process().as_str()),
-                victim.join(".logs").join(process().as_str()),
-            ),
-            (sandbox_path.join(".logs").join(process().as_str()).join("0"), bait.clone()),
-            (
-                sandbox_path.join(".logs").join(process().as_str()).join("0/stdout"),
-                bait.join("stdout"),
-            ),
+        let victim = temp.path().join("victim");
+        let within = [
+            PathBuf::new(),
+            PathBuf::from(".logs"),
+            Path::new(".logs").join(process().as_str()),
+            Path::new(".logs").join(process().as_str()).join("0"),
+            Path::new(".logs").join(process().as_str()).join("0/stdout"),
         ];
+        fs::create_dir_all(victim.join(&within[3])).unwrap();
+        fs::write(victim.join(&within[4]), "secret").unwrap();
         let before = listing(&victim);
 
-        for (index, (place, target)) in places.iter().enumerate() {
-            let _clean = fs::remove_dir_all(&sandbox_path);
-            let sandbox = Sandbox::open(&sandbox_path, &own()).unwrap();
-            LogDir::open(&sandbox, None, &process(), 0, &own())
-                .unwrap()
-                .append(Stream::Stdout)
-                .unwrap();
+        for (index, place) in within.iter().enumerate() {
+            let path = temp.path().join(format!("sandbox{index}"));
             let link = temp.path().join(format!("link{index}"));
-            symlink(target, &link).unwrap();
-            let (stop, mut refused) = (AtomicBool::new(false), 0);
+            // Without the slash that an empty `within` leaves at the end, which would follow a link.
+            let [place, target] =
+                [&path, &victim].map(|base| base.join(place).components().collect::<PathBuf>());
+            append_to_log(&path, false).unwrap();
+            symlink(&target, &link).unwrap();
+            let going = AtomicBool::new(true);
             std::thread::scope(|scope| {
                 scope.spawn(|| {
-                    while !stop.load(Ordering::Relaxed) {
-                        let _exchanged = renameat2(
-                            AT_FDCWD,
-                            place,
-                            AT_FDCWD,
-                            &link,
-                            RenameFlags::RENAME_EXCHANGE,
-                        );
+                    while going.load(Ordering::Relaxed) {
+                        exchange(&place, &link, &target);
                     }
                 });
-                let end = Instant::now() + Duration::from_millis(200);
-                while Instant::now() < end {
-                    let opened = Sandbox::open(&sandbox_path, &own())
-                        .and_then(|sandbox| LogDir::open(&sandbox, None, &process(), 0, &own()));
-                    let written = opened.and_then(|dir| {
-                        let mut log = File::from(dir.append(Stream::Stdout)?);
-                        log.write_all(b"x\n").unwrap();
-                        dir.rotate(Stream::Stdout, 2)
-                    });
-                    refused += u32::from(written.is_err());
-                    let read = read_log(&temp, LogName::live(Stream::Stdout), own().uid);
-                    assert!(!read.is_ok_and(|text| text.contains("secret")));
-                }
-                stop.store(true, Ordering::Relaxed);
+                let met = write_and_read(&path, Duration::from_millis(200));
+                going.store(false, Ordering::Relaxed);
+                assert!(met, "no link was met at {}", place.display());
             });
-            assert!(refused > 0, "the exchange of {} was never met", place.display());
         }
 
         assert_eq!(listing(&victim), before);
-        assert_eq!(fs::read_to_string(bait.join("stdout")).unwrap(), "secret");
+        assert_eq!(fs::read_to_string(victim.join(&within[4])).unwrap(), "secret");
+    }
+
+    /// Exchanges what is at `place` and at `link`, one of which is a link to `target`.
+    fn exchange(place: &Path, link: &Path, target: &Path) {
+        if !place.is_symlink() && !link.is_symlink() {
+            // Rotation has moved it on.
+            let _gone = fs::remove_file(link);
+            symlink(target, link).unwrap();
+        }
+        // There may be nothing to exchange just now.
+        let _ = renameat2(AT_FDCWD, place, AT_FDCWD, link, RenameFlags::RENAME_EXCHANGE);
+    }
+
+    /// Goes on for `time`, or for long if need be, until it has met a link; whether it has.
+    fn write_and_read(sandbox: &Path, time: Duration) -> bool {
+        let start = Instant::now();
+        let (mut met, mut rotate, mut shown) = (false, false, String::new());
+        while start.elapsed() < time || (!met && start.elapsed() < 50 * time) {
+            met |= append_to_log(sandbox, rotate).is_err();
+            rotate = !rotate;
+            let log = LogName::live(Stream::Stdout);
+            let logs = sandbox.join(".logs");
+            if let Ok(fd) = open_for_reading(&logs, &process(), 0, log, own().uid) {
+                File::from(fd).read_to_string(&mut shown).unwrap();
+            }
+        }
+        met && !shown.contains("secret")
+    }
+
+    fn append_to_log(sandbox: &Path, rotate: bool) -> Result<(), PathError> {
+        let sandbox = Sandbox::open(sandbox, &own())?;
+        let dir = LogDir::open(&sandbox, None, &process(), 0, &own())?;
+        File::from(dir.append(Stream::Stdout)?).write_all(b"x\n").unwrap();
+        if rotate { dir.rotate(Stream::Stdout, 2) } else { Ok(()) }
     }
 
     fn listing(dir: &Path) -> Vec<(PathBuf, u64, u32, u32)> {

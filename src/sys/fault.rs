@@ -25,6 +25,90 @@ pub(crate) fn take_away(number: libc::c_long, errno: i32) {
     check(result.into()).expect("root may install a filter");
 }
 
+/// Sets the secure bits of this process.
+pub(crate) fn set_securebits(bits: u32) {
+    let (bits, zero): (libc::c_ulong, libc::c_ulong) = (bits.into(), 0);
+    // SAFETY: PR_SET_SECUREBITS takes integers.
+    check(unsafe { libc::prctl(libc::PR_SET_SECUREBITS, bits, zero, zero, zero) }.into()).unwrap();
+}
+
+/// Ignores each of `signals`, whatever libc thinks of it.
+pub(crate) fn ignore(signals: &[i32]) {
+    for signal in signals {
+        let action = [libc::SIG_IGN as u64, 0, 0, 0];
+        // SAFETY: the kernel reads one `struct sigaction`, which is that long, and writes nothing
+        // to null.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                *signal,
+                action.as_ptr(),
+                std::ptr::null_mut::<u64>(),
+                8,
+            )
+        };
+        check(result).unwrap();
+    }
+}
+
+/// Blocks every signal that can be.
+pub(crate) fn block_all() {
+    let all = u64::MAX;
+    // SAFETY: the kernel reads a set of 8 bytes, which is that long, and writes nothing to null.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            &raw const all,
+            std::ptr::null_mut::<u64>(),
+            8,
+        )
+    };
+    check(result).unwrap();
+}
+
+/// Takes real-time scheduling, real-time I/O and nice -5. Needs root.
+pub(crate) fn privilege_scheduling() {
+    let priority: libc::c_int = 1;
+    // SAFETY: the calls take integers, but for sched_setscheduler(2), which reads one int.
+    unsafe {
+        check(libc::syscall(libc::SYS_setpriority, libc::PRIO_PROCESS, 0, -5)).unwrap();
+        check(libc::syscall(libc::SYS_sched_setscheduler, 0, libc::SCHED_RR, &raw const priority))
+            .unwrap();
+        check(libc::syscall(libc::SYS_ioprio_set, 1, 0, 1 << 13)).unwrap();
+    }
+}
+
+/// Puts a key of the type `user` into the session keyring.
+pub(crate) fn add_session_key(description: &std::ffi::CStr) {
+    const SESSION_KEYRING: libc::c_long = -3;
+    // SAFETY: add_key(2) reads two strings up to their NULs, and as many bytes of payload as it is
+    // told: one.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_add_key,
+            c"user".as_ptr(),
+            description.as_ptr(),
+            b"x".as_ptr(),
+            1usize,
+            SESSION_KEYRING,
+        )
+    };
+    check(result).unwrap();
+}
+
+/// Raises a capability into the inheritable and then the ambient set.
+pub(crate) fn make_ambient(capability: u8) {
+    use super::ids::{capabilities, set_capabilities};
+    let mut sets = capabilities().unwrap();
+    sets.inheritable |= 1 << capability;
+    set_capabilities(sets).unwrap();
+    let (raise, capability, zero): (libc::c_ulong, libc::c_ulong, libc::c_ulong) =
+        (2, capability.into(), 0);
+    // SAFETY: PR_CAP_AMBIENT takes integers.
+    check(unsafe { libc::prctl(47, raise, capability, zero, zero) }.into()).unwrap();
+}
+
 /// A cgroup v2 directory in which this process may make others.
 pub(crate) fn writable_cgroup2() -> Option<PathBuf> {
     let mounts = std::fs::read_to_string("/proc/self/mounts").ok()?;
