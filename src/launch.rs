@@ -1,10 +1,12 @@
 //! From a task that was accepted to a runner that drives it: for the command line and the daemon.
 
+use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use nix::errno::Errno;
 
@@ -94,6 +96,7 @@ pub enum Accepted {
 ///
 /// [`LaunchError`]; the task is not accepted then.
 pub fn accept(root: &Root, task: &TaskId, launch: &Launch) -> Result<Accepted, LaunchError> {
+    let _turn = Turn::wait(root.runner(task));
     root.create()?;
     if let Some(accepted) = known(root, task, launch)? {
         return Ok(accepted);
@@ -111,6 +114,35 @@ pub fn accept(root: &Root, task: &TaskId, launch: &Launch) -> Result<Accepted, L
             }
             Err(error)
         }
+    }
+}
+
+/// The streams of tasks that this process accepts right now.
+static ACCEPTING: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+/// Notified when one of them is done.
+static ACCEPTED: Condvar = Condvar::new();
+
+/// The turn of one thread to accept a task of an id. The lock of a stream is the process': it does not keep our threads
+/// apart, and one that merely opens and closes the stream drops the lock of another (fcntl(2)).
+struct Turn(PathBuf);
+
+impl Turn {
+    fn wait(stream: PathBuf) -> Self {
+        // A thread that panicked has left the set as whole as any other.
+        let accepting = ACCEPTING.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut accepting = ACCEPTED
+            .wait_while(accepting, |accepting| accepting.contains(&stream))
+            .unwrap_or_else(PoisonError::into_inner);
+        accepting.insert(stream.clone());
+        Self(stream)
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        ACCEPTING.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
+        ACCEPTED.notify_all();
     }
 }
 

@@ -13,7 +13,7 @@ use dewar::checkpoint::{Identity, ReadError, Reader, Root};
 use dewar::proto::record::Kind;
 use dewar::proto::run_transition::State as Step;
 use dewar::proto::{Containment, Launch, Record, RunTransition};
-use dewar::state::{Event, Phase, RunState, Stamp, TaskState};
+use dewar::state::{Event, Outcome, Phase, Run, RunState, Stamp, TaskState};
 use dewar::task::file::Bindings;
 use dewar::task::{ProcessName, TaskId, TaskSpec};
 use dewar::{cgroup, identity, launch};
@@ -38,7 +38,14 @@ impl Bench {
         Self::beneath(&if memory.is_dir() { memory } else { std::env::temp_dir() })
     }
 
-    pub(super) fn beneath(parent: &Path) -> Self {
+    /// A root at `root`, where there is none yet; all else of the bench is elsewhere.
+    pub(super) fn with_root(root: &Path) -> Self {
+        let mut bench = Self::new();
+        bench.root = Root::new(root).unwrap();
+        bench
+    }
+
+    fn beneath(parent: &Path) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("dewar-crash-{}-{count}", std::process::id());
@@ -109,11 +116,24 @@ impl Bench {
 
     /// Starts a runner with these variables in its environment, and no others.
     pub(super) fn start_with(&self, task: &TaskId, env: &[(&str, String)]) -> Runner {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dewar-runner"));
+        command.env_clear().envs(env.iter().map(|(name, value)| (name, value)));
+        self.spawn(command, task)
+    }
+
+    /// Starts a runner that may have `limit` descriptors at the most.
+    pub(super) fn start_limited(&self, task: &TaskId, limit: u32) -> Runner {
+        let mut command = Command::new("/bin/bash");
+        command.args(["-c", "ulimit -n $0; exec \"$@\""]).arg(limit.to_string());
+        command.arg(env!("CARGO_BIN_EXE_dewar-runner")).env_clear();
+        self.spawn(command, task)
+    }
+
+    /// Starts `command`, a runner but for its arguments.
+    fn spawn(&self, mut command: Command, task: &TaskId) -> Runner {
         let log = File::options().append(true).create(true).open(self.log(task)).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_dewar-runner"))
+        let child = command
             .args([self.root.path().as_os_str(), task.as_str().as_ref(), self.base.as_os_str()])
-            .env_clear()
-            .envs(env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -123,7 +143,7 @@ impl Bench {
         Runner { child }
     }
 
-    /// Starts a runner as `dewar resume` does, until one has brought the task to its end.
+    /// Starts a runner as `dewar resume` does, which brings the task to its end.
     pub(super) fn resume(&self, task: &TaskId) {
         let status = self.start(task).wait();
         assert!(status.success(), "{}", self.describe(task, &format!("runner ended {status}")));
@@ -189,8 +209,17 @@ impl Bench {
         text.lines().map(str::to_owned).collect()
     }
 
+    /// Makes the file `name` in the sandbox of a task: its runs wait for one.
+    pub(super) fn touch(&self, task: &TaskId, name: &str) {
+        fs::write(self.sandbox(task).join(name), "").unwrap();
+    }
+
     /// Records of the coordinators of a process.
-    fn coordinator_steps(&self, task: &TaskId, process: &ProcessName) -> Vec<RunTransition> {
+    pub(super) fn coordinator_steps(
+        &self,
+        task: &TaskId,
+        process: &ProcessName,
+    ) -> Vec<RunTransition> {
         let identity = Identity::coordinator(task.clone(), process.clone());
         let mut reader = match Reader::open(&self.root, &identity) {
             Ok(reader) => reader,
@@ -256,8 +285,10 @@ impl Bench {
             for (run, of) in process.runs.iter().enumerate() {
                 let count = marks.remove(&format!("{name}.{run}")).unwrap_or(0);
                 // A run that was killed may have been so before its first command.
-                let expected = match of.state {
-                    RunState::Success | RunState::Failed => count == 1,
+                let outcome = of.end.as_ref().map(|end| end.outcome);
+                let expected = match outcome {
+                    Some(Outcome::Exited(_)) => count == 1,
+                    Some(Outcome::NotStarted | Outcome::Dropped) => count == 0,
                     _ => count <= 1,
                 };
                 if !expected {
@@ -355,6 +386,11 @@ impl History {
             .collect()
     }
 
+    /// A run of a process.
+    pub(super) fn run(&self, process: usize, run: usize) -> &Run {
+        &self.state.processes()[process].runs[run]
+    }
+
     pub(super) fn has_kill(&self) -> bool {
         self.state.kill().is_some()
     }
@@ -426,4 +462,21 @@ pub(super) fn wait_for(what: &str, mut is: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "{what}");
         std::thread::sleep(LOOK);
     }
+}
+
+/// Whether the process `pid` lives: a zombie does not.
+pub(super) fn is_alive(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+}
+
+/// Sends SIGKILL to a process that this test knows to live.
+pub(super) fn kill_9(pid: i32) {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)
+        .unwrap();
+}
+
+/// Now, CLOCK_BOOTTIME in nanoseconds.
+pub(super) fn boot_nanos() -> u64 {
+    dewar::sys::clock::boot_nanos()
 }
