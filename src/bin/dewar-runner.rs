@@ -1,2 +1,58 @@
-//! The runner of one task.
-fn main() {}
+//! The runner of one task. Started by `dewar`, not by people: `dewar-runner ROOT TASK [CGROUP_BASE]`.
+//!
+//! Descriptor 3 is nudged with a byte for each turn that recorded something.
+//!
+//! Exit status: 0 the task is over; 2 bad use; 5 another runner holds the task, or it cannot be run here; 70 a defect.
+
+use std::error::Error;
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use dewar::failpoint::Failpoint;
+use dewar::runner::{Options, Runner, RunnerError};
+use dewar::sys::fds::inherited;
+use dewar::task::TaskId;
+
+fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    if args.first().is_some_and(|arg| arg == "--failpoints") {
+        Failpoint::ALL.iter().for_each(|name| println!("{name}"));
+        return ExitCode::SUCCESS;
+    }
+    let (root, task, base) = match args.as_slice() {
+        [root, task] => (root, task, None),
+        [root, task, base] => (root, task, Some(base.into())),
+        _ => return usage("expected ROOT TASK [CGROUP_BASE]"),
+    };
+    let task = match task.to_str().map(TaskId::new) {
+        Some(Ok(task)) => task,
+        _ => return usage("TASK is no task id"),
+    };
+    let follower = inherited(dewar::launch::FOLLOWER);
+    match Runner::run(Options {
+        root: root.into(),
+        task: task.clone(),
+        cgroup_base: base,
+        follower,
+    }) {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("dewar-runner: {task}: {}", chain(&error));
+            ExitCode::from(status(&error))
+        }
+    }
+}
+
+fn usage(why: &str) -> ExitCode {
+    eprintln!("dewar-runner: {why}; it is started by `dewar run`");
+    ExitCode::from(2)
+}
+
+fn status(error: &RunnerError) -> u8 {
+    if error.is_elsewhere() { 5 } else { 70 }
+}
+
+fn chain(error: &dyn Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause: &&dyn Error| (*cause).source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}

@@ -1,2 +1,7 @@
 //! The `dewar` command.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    dewar::cli::main()
+}

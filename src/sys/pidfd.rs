@@ -34,6 +34,18 @@ pub struct ProcessId {
     pub start_ticks: u64,
 }
 
+impl From<ProcessId> for crate::proto::ProcessId {
+    fn from(id: ProcessId) -> Self {
+        Self { pid: id.pid, start_ticks: id.start_ticks }
+    }
+}
+
+impl From<crate::proto::ProcessId> for ProcessId {
+    fn from(id: crate::proto::ProcessId) -> Self {
+        Self { pid: id.pid, start_ticks: id.start_ticks }
+    }
+}
+
 /// Why nothing certain can be said about a process.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {

@@ -1,13 +1,30 @@
 //! What was asked: a task, its processes and their order. Pure.
 //!
-//! A task comes in as a task file ([`file`]) or as a [`crate::proto::Task`]; both become a
+//! A task comes in as a task file ([`mod@file`]) or as a [`crate::proto::Task`]; both become a
 //! [`TaskSpec`], which is always valid, so that nothing downstream checks it again.
+//!
+//! ```text
+//! bytes ─▶ node (YAML tree) ─▶ file (fields, types, templates) ─▶ proto::Task ─▶ validate ─▶ TaskSpec
+//! ```
+//!
+//! The rules of the schema live in [`validate`] alone; [`mod@file`] adds what only a text can get
+//! wrong, and gives every error its place. Only [`source`] touches the file system.
 
+pub mod diagnostic;
+pub mod file;
+pub mod graph;
+mod node;
+mod number;
+mod schema;
+pub mod source;
 pub mod spec;
+pub mod template;
+pub mod validate;
 
 use std::fmt;
 
 pub use spec::{Graph, Logger, ProcessSpec, Resources, Rotate, TaskSpec};
+pub use validate::Violation;
 
 /// Longest process name in bytes: `coordinator.` is prefixed to make a file name of at most 255.
 pub const NAME_MAX: usize = 243;
@@ -53,6 +70,20 @@ fn check(name: &str) -> Result<(), NameError> {
         return Err(NameError::TooLong(name.len()));
     }
     Ok(())
+}
+
+/// Most characters of somebody's text that a message repeats.
+const QUOTED_MAX: usize = 60;
+
+/// `text` in backquotes for a message: on one line, harmless to a terminal, and not too long.
+fn quoted(text: &str) -> String {
+    let mut quoted = String::from("`");
+    quoted.extend(text.chars().take(QUOTED_MAX).flat_map(diagnostic::visible));
+    if text.chars().nth(QUOTED_MAX).is_some() {
+        quoted.push('…');
+    }
+    quoted.push('`');
+    quoted
 }
 
 /// Id of a task on this node: a file name of one word.

@@ -5,6 +5,19 @@ use std::time::Duration;
 
 use super::ProcessName;
 
+/// Default of both `max_failures`: the first failure counts.
+pub const MAX_FAILURES: u32 = 1;
+/// Default of `max_concurrency`: no limit.
+pub const MAX_CONCURRENCY: u32 = 0;
+/// Default of `finalization_wait`.
+pub const FINALIZATION_WAIT: Duration = Duration::from_secs(30);
+/// Default of `min_duration`.
+pub const MIN_DURATION: Duration = Duration::from_secs(5);
+/// Default of `rotate.log_size`: 100 MiB.
+pub const LOG_SIZE: NonZeroU64 = NonZeroU64::new(100 << 20).expect("100 MiB is not zero");
+/// Default of `rotate.backups`.
+pub const BACKUPS: NonZeroU32 = NonZeroU32::new(5).expect("5 is not zero");
+
 /// A task: processes, their order, limits and policy.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TaskSpec {
@@ -49,6 +62,23 @@ pub struct ProcessSpec {
     pub resources: Option<Resources>,
 }
 
+impl ProcessSpec {
+    /// A process with every default.
+    pub fn new(name: ProcessName, cmdline: impl Into<String>) -> Self {
+        Self {
+            name,
+            cmdline: cmdline.into(),
+            max_failures: MAX_FAILURES,
+            daemon: false,
+            ephemeral: false,
+            min_duration: MIN_DURATION,
+            is_final: false,
+            logger: None,
+            resources: None,
+        }
+    }
+}
+
 /// Where output goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Logger {
@@ -77,6 +107,12 @@ pub struct Rotate {
     pub backups: NonZeroU32,
 }
 
+impl Default for Rotate {
+    fn default() -> Self {
+        Self { log_size: LOG_SIZE, backups: BACKUPS }
+    }
+}
+
 /// What a task or a run may use; `None`: no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Resources {
@@ -86,7 +122,7 @@ pub struct Resources {
     pub ram: Option<u64>,
     /// Bytes of disk.
     pub disk: Option<u64>,
-    /// GPUs.
+    /// GPUs, at least 1.
     pub gpu: Option<u32>,
 }
 

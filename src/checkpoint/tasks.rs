@@ -1,0 +1,227 @@
+//! The accepted task: written once, whole and durably; moved once, when the task is over.
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use super::file::{self, IoError, sync_dir};
+use super::paths::{Place, Root, sync_tasks};
+use crate::sys::lock::{self, LockError};
+use crate::task::TaskId;
+
+/// Why a task was not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum AcceptError {
+    /// A task of this id is there and not over.
+    #[error("task {:?} is active", .0.as_str())]
+    Active(TaskId),
+    /// A task of this id is over.
+    #[error("task {:?} is finished", .0.as_str())]
+    Finished(TaskId),
+    /// Somebody else accepts a task of this id right now.
+    #[error("task {:?} is being accepted", .0.as_str())]
+    Busy(TaskId),
+    /// A call failed; the task is not accepted.
+    #[error(transparent)]
+    Io(#[from] IoError),
+}
+
+/// Writes the accepted task `content`, so that it is there whole and durably, or not at all.
+///
+/// A task of the same id is never written over, whoever tries at the same time. A crash can leave a hidden file, which
+/// is no task, and which the next try for the same id uses up.
+///
+/// # Errors
+///
+/// [`AcceptError`].
+pub fn accept(root: &Root, id: &TaskId, content: &[u8]) -> Result<(), AcceptError> {
+    let dir = root.tasks(Place::Active);
+    let hidden = Hidden::take(&dir, id)?;
+    let accepted = refuse_known(root, id).and_then(|()| {
+        hidden.write(content)?;
+        hidden.publish(&root.task(Place::Active, id)).map_err(AcceptError::from)
+    });
+    let removed = hidden.remove();
+    accepted?;
+    removed?;
+    Ok(sync_dir(&dir)?)
+}
+
+/// Moves a task that is over to the finished ones, durably. Doing it again changes nothing.
+///
+/// # Errors
+///
+/// [`IoError`], which [`IoError::is_missing`] if there is no such task.
+pub fn finish(root: &Root, id: &TaskId) -> Result<(), IoError> {
+    let (from, to) = (root.task(Place::Active, id), root.task(Place::Finished, id));
+    match fs::rename(&from, &to) {
+        // Somebody did it before, and may have been stopped before the sync.
+        Err(error) if error.kind() == ErrorKind::NotFound && to.exists() => {}
+        moved => moved.map_err(|source| IoError::new("rename", &from, source))?,
+    }
+    sync_tasks(root)
+}
+
+/// Whether a task of this id was accepted, be it over or not. A task is moved once, so the place where it ends is looked
+/// at last.
+pub fn is_known(root: &Root, id: &TaskId) -> bool {
+    [Place::Active, Place::Finished].iter().any(|&place| root.task(place, id).exists())
+}
+
+/// Refuses an id that is taken.
+///
+/// Whoever holds the hidden file is the only one who can make a task active, so one that is not active here is
+/// not going to be; and one that was, and is not any more, is found among the finished ones.
+fn refuse_known(root: &Root, id: &TaskId) -> Result<(), AcceptError> {
+    if root.task(Place::Active, id).exists() {
+        return Err(AcceptError::Active(id.clone()));
+    }
+    if root.task(Place::Finished, id).exists() {
+        return Err(AcceptError::Finished(id.clone()));
+    }
+    Ok(())
+}
+
+/// The file that a task is written to before it has its name. Its lock tells one that is being written from one that
+/// a crash left, and is dropped with the file.
+struct Hidden {
+    path: PathBuf,
+    file: File,
+}
+
+impl Hidden {
+    fn take(dir: &Path, id: &TaskId) -> Result<Self, AcceptError> {
+        // No task id begins with a dot.
+        let path = dir.join(format!(".{id}"));
+        let file = file::open_hidden(&path)?;
+        match lock::lock_description(&file) {
+            Ok(()) => {}
+            Err(LockError::Held(_)) => return Err(AcceptError::Busy(id.clone())),
+            Err(LockError::Sys(errno)) => return Err(IoError::new("fcntl", &path, errno).into()),
+        }
+        // Between open and lock the last holder may have been done with it.
+        match file::is_at(&file, &path) {
+            Ok(true) => Ok(Self { path, file }),
+            Ok(false) => Err(AcceptError::Busy(id.clone())),
+            Err(source) => Err(IoError::new("stat", &path, source).into()),
+        }
+    }
+
+    fn write(&self, content: &[u8]) -> Result<(), IoError> {
+        let failed = |call| move |source| IoError::new(call, &self.path, source);
+        self.file.set_len(0).map_err(failed("ftruncate"))?;
+        (&self.file).write_all(content).map_err(failed("write"))?;
+        self.file.sync_all().map_err(failed("fsync"))
+    }
+
+    /// Gives it its name; unlike rename(2), link(2) does not replace.
+    fn publish(&self, path: &Path) -> Result<(), IoError> {
+        fs::hard_link(&self.path, path).map_err(|source| IoError::new("link", path, source))
+    }
+
+    fn remove(&self) -> Result<(), IoError> {
+        fs::remove_file(&self.path).map_err(|source| IoError::new("unlink", &self.path, source))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::testing::{root, task};
+
+    fn names(dir: &Path) -> Vec<String> {
+        let name = |entry: fs::DirEntry| entry.file_name().into_string().unwrap();
+        fs::read_dir(dir).unwrap().map(|entry| name(entry.unwrap())).collect()
+    }
+
+    #[test]
+    fn an_accepted_task_is_there_whole_and_alone() {
+        let (_dir, root) = root();
+
+        accept(&root, &task("t"), b"{}").unwrap();
+
+        let path = root.task(Place::Active, &task("t"));
+        assert_eq!(fs::read(&path).unwrap(), b"{}");
+        assert_eq!(
+            std::os::unix::fs::MetadataExt::mode(&fs::metadata(path).unwrap()) & 0o777,
+            0o600
+        );
+        assert_eq!(names(&root.tasks(Place::Active)), ["t"]);
+    }
+
+    /// T63: a takeover with another task is refused.
+    #[test]
+    fn an_active_task_is_not_replaced() {
+        let (_dir, root) = root();
+        accept(&root, &task("t"), b"first").unwrap();
+
+        let error = accept(&root, &task("t"), b"second").unwrap_err();
+
+        assert_eq!(error.to_string(), r#"task "t" is active"#);
+        assert_eq!(fs::read(root.task(Place::Active, &task("t"))).unwrap(), b"first");
+        assert_eq!(names(&root.tasks(Place::Active)), ["t"]);
+    }
+
+    /// T63: a finished task bars a start.
+    #[test]
+    fn a_finished_task_bars_its_id() {
+        let (_dir, root) = root();
+        accept(&root, &task("t"), b"first").unwrap();
+        finish(&root, &task("t")).unwrap();
+
+        let error = accept(&root, &task("t"), b"second").unwrap_err();
+
+        assert_eq!(error.to_string(), r#"task "t" is finished"#);
+        assert!(names(&root.tasks(Place::Active)).is_empty());
+    }
+
+    #[test]
+    fn to_finish_again_changes_nothing() {
+        let (_dir, root) = root();
+        accept(&root, &task("t"), b"{}").unwrap();
+
+        finish(&root, &task("t")).unwrap();
+        finish(&root, &task("t")).unwrap();
+
+        assert_eq!(names(&root.tasks(Place::Finished)), ["t"]);
+        assert!(names(&root.tasks(Place::Active)).is_empty());
+        assert!(finish(&root, &task("u")).unwrap_err().is_missing());
+    }
+
+    #[test]
+    fn what_a_crash_left_half_written_is_used_up() {
+        let (_dir, root) = root();
+        let hidden = root.tasks(Place::Active).join(".t");
+        fs::write(&hidden, "half of something longer").unwrap();
+        assert_eq!(root.list(Place::Active).unwrap(), []);
+
+        accept(&root, &task("t"), b"{}").unwrap();
+
+        assert_eq!(fs::read(root.task(Place::Active, &task("t"))).unwrap(), b"{}");
+        assert!(!hidden.exists());
+    }
+
+    /// Attack 49: one winner.
+    #[test]
+    fn of_many_who_accept_one_id_one_wins() {
+        let (_dir, root) = root();
+
+        let results = std::thread::scope(|scope| {
+            let accept = |n: usize| {
+                let root = &root;
+                scope.spawn(move || accept(root, &task("t"), n.to_string().as_bytes()))
+            };
+            let threads: Vec<_> = (0..8).map(accept).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+        });
+
+        let winners: Vec<_> = (0..8).filter(|n| results[*n].is_ok()).collect();
+        assert_eq!(winners.len(), 1, "{results:?}");
+        let content = fs::read_to_string(root.task(Place::Active, &task("t"))).unwrap();
+        assert_eq!(content, winners[0].to_string());
+        assert_eq!(names(&root.tasks(Place::Active)), ["t"]);
+        for result in results {
+            assert!(matches!(result, Ok(()) | Err(AcceptError::Active(_) | AcceptError::Busy(_))));
+        }
+    }
+}

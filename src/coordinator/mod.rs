@@ -1,0 +1,393 @@
+//! The coordinator: the tiny parent of one run. It is forked from the runner, survives it, and does three things:
+//! start the run inside its leaf, wait for it, and record how it ended.
+//!
+//! Its steps, each recorded before the next begins (the numbers are those of the crash table in docs/architecture.md):
+//!
+//! 1. FORKED, with its own identity. Before that record it has started nothing.
+//! 2. The leaf, the sandbox, the log files; then the run, born in the leaf: [`start`].
+//! 3. RUNNING, with the identity of the run's first process.
+//! 4. The first process ends. What it left in the leaf is killed; the usage is read once more; the leaf is removed.
+//! 5. The end, with exit status or signal, verdict and usage.
+//!
+//! It holds the lock of its stream from before it was forked to its end.
+
+pub mod output;
+pub mod start;
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::signal::SigSet;
+use nix::sys::time::TimeVal;
+use nix::unistd::Pid;
+
+use crate::cgroup::{CgroupError, Leaf, TaskCgroup};
+use crate::checkpoint::{Instant, Writer};
+use crate::failpoint::{Failpoint, hit};
+use crate::proto::record::Kind;
+use crate::proto::run_transition::State;
+use crate::proto::{
+    self, Launch, RunForked, RunRunning, RunTransition, Usage, Verdict, VerdictReason,
+};
+use crate::sandbox::Sandbox;
+use crate::state::{Outcome, RunEnd};
+use crate::sys::exec::exit_now;
+use crate::sys::pidfd::Exit;
+use crate::sys::{clock, fds, pidfd, process};
+use crate::task::spec::FileMode;
+use crate::task::{Logger, ProcessSpec, TaskId};
+use output::Pump;
+use start::{LaunchFailed, Run, Start, Step};
+
+/// Bytes set aside for the records of a run, so that a disk that fills up meanwhile cannot take its end.
+pub const RESERVE: u64 = 4096;
+
+/// Tries to start a run before it is given up, if what failed may not fail the next time.
+const START_TRIES: u32 = 8;
+
+/// Where output goes if the task file does not say (T4).
+const DEFAULT_LOGGER: Logger = Logger { file: Some(FileMode::Standard), console: false };
+
+/// First and longest pause between two tries to write a record.
+const RETRY: std::ops::RangeInclusive<Duration> =
+    Duration::from_millis(20)..=Duration::from_secs(1);
+
+/// What a coordinator is forked for.
+pub struct Job<'a> {
+    /// Id of the task.
+    pub task: &'a TaskId,
+    /// The task.
+    pub launch: &'a Launch,
+    /// The process.
+    pub spec: &'a ProcessSpec,
+    /// Its index in the task.
+    pub process: u32,
+    /// Number of the run.
+    pub run: u32,
+    /// Identity of this boot.
+    pub boot_id: &'a str,
+    /// The stream of the process, locked.
+    pub stream: Writer,
+    /// Pipe on which the runner is told that something was recorded.
+    pub nudges: BorrowedFd<'a>,
+    /// The task's cgroup; `None` where containment is none.
+    pub cgroup: Option<&'a TaskCgroup>,
+    /// Soft limit of descriptors that the run gets.
+    pub descriptors: u64,
+}
+
+fn no_cgroup(error: CgroupError) -> LaunchFailed {
+    LaunchFailed::caused(Step::Cgroup, &error)
+}
+
+/// Passes a failpoint between two steps of a launch.
+fn pass(point: Failpoint) -> Result<(), LaunchFailed> {
+    hit(point).map_err(|error| LaunchFailed::caused(Step::Prepare, &error))
+}
+
+/// Is the coordinator of one run: starts it, waits for it, records how it ended.
+///
+/// Runs in a child forked from the runner, which has one thread; it never returns there.
+pub fn main(job: Job<'_>) -> ! {
+    // A run that this coordinator cannot even announce was never started: the runner tries again.
+    let status = match Coordinator::announce(job) {
+        Ok(mut coordinator) => {
+            coordinator.coordinate();
+            0
+        }
+        Err(_) => 1,
+    };
+    exit_now(status)
+}
+
+struct Coordinator<'a> {
+    job: Job<'a>,
+    /// Pause before a record that could not be written is tried again; `None` while none waits.
+    stalled: Option<Duration>,
+}
+
+/// A run that was started.
+struct Running {
+    pid: Pid,
+    pidfd: OwnedFd,
+    leaf: Option<Leaf>,
+    pump: Option<Pump>,
+}
+
+impl<'a> Coordinator<'a> {
+    /// Step 1.
+    fn announce(job: Job<'a>) -> io::Result<Self> {
+        leave_runner(&job)?;
+        hit(Failpoint::CoordinatorStart)?;
+        let mut coordinator = Self { job, stalled: None };
+        let me = process::own_id()?;
+        coordinator.job.stream.reserve(RESERVE).map_err(io::Error::other)?;
+        coordinator.append(State::Forked(RunForked {
+            coordinator: Some(me.into()),
+            boot_id: coordinator.job.boot_id.to_owned(),
+        }));
+        hit(Failpoint::CoordinatorFlushForked)?;
+        coordinator.job.stream.flush().map_err(io::Error::other)?;
+        Ok(coordinator)
+    }
+
+    /// Steps 2 to 5.
+    fn coordinate(&mut self) {
+        let end = match self.start() {
+            Ok(running) => self.follow(running),
+            Err(failure) => not_started(&failure),
+        };
+        self.append(State::Ended(end.to_proto()));
+        while !self.flush(Failpoint::CoordinatorFlushEnded) {
+            std::thread::sleep(self.stalled.unwrap_or(*RETRY.start()));
+        }
+        let _ = hit(Failpoint::CoordinatorEnded);
+    }
+
+    /// Step 2, which either gives a run or leaves nothing behind.
+    ///
+    /// A call that failed for want of something is tried again: it says nothing about the run. Space is waited for, for
+    /// as long as the runner waits for RUNNING.
+    fn start(&mut self) -> Result<Running, LaunchFailed> {
+        let mut pause = *RETRY.start();
+        let mut tries = 1;
+        loop {
+            match self.try_start() {
+                Err(failure) if failure.is_no_space() => {}
+                Err(failure) if failure.is_passing() && tries < START_TRIES => tries += 1,
+                done => return done,
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(*RETRY.end());
+        }
+    }
+
+    fn try_start(&self) -> Result<Running, LaunchFailed> {
+        pass(Failpoint::CoordinatorForked)?;
+        let leaf = self.make_leaf()?;
+        match self.start_in(leaf.as_ref()) {
+            Ok((pid, pidfd, pump)) => Ok(Running { pid, pidfd, leaf, pump }),
+            Err(failure) => {
+                clear(leaf.as_ref());
+                remove(leaf.as_ref());
+                Err(failure)
+            }
+        }
+    }
+
+    fn make_leaf(&self) -> Result<Option<Leaf>, LaunchFailed> {
+        let Job { cgroup, spec, run, .. } = &self.job;
+        let Some(cgroup) = cgroup else {
+            process::become_subreaper()
+                .map_err(|error| LaunchFailed::caused(Step::Subreaper, &error))?;
+            return Ok(None);
+        };
+        let leaf = cgroup.leaf(&spec.name, *run).map_err(no_cgroup)?;
+        let limited = self.limit(&leaf).inspect_err(|_| remove(Some(&leaf)));
+        limited.map(|()| Some(leaf))
+    }
+
+    fn limit(&self, leaf: &Leaf) -> Result<(), LaunchFailed> {
+        let Job { spec, launch, process, .. } = &self.job;
+        if let Some(resources) = &spec.resources {
+            let path = format!("processes[{process}].resources");
+            let missing = leaf.apply(resources, &path).map_err(no_cgroup)?;
+            if let Some(limit) = missing.iter().find(|l| !launch.unenforced.contains(&l.field)) {
+                let why = format!("{}: {} is gone: {}", limit.field, limit.needs, limit.why);
+                return Err(LaunchFailed::caused(Step::Cgroup, &io::Error::other(why)));
+            }
+        }
+        pass(Failpoint::CoordinatorLeaf)
+    }
+
+    fn start_in(&self, leaf: Option<&Leaf>) -> Result<(Pid, OwnedFd, Option<Pump>), LaunchFailed> {
+        let Job { launch, spec, .. } = &self.job;
+        let identity = launch.identity.clone().unwrap_or_default();
+        let sandbox = Sandbox::open(Path::new(&launch.sandbox), &identity)
+            .map_err(|error| LaunchFailed::sandbox(&error))?;
+        let (start, pump) = Start::prepare(&Run {
+            task_id: self.job.task,
+            process: &spec.name,
+            run: self.job.run,
+            cmdline: &spec.cmdline,
+            path: &launch.path,
+            identity: &identity,
+            sandbox: &sandbox,
+            chroot: launch.chroot,
+            log_dir: launch.log_dir.as_deref().map(Path::new),
+            logger: spec.logger.unwrap_or(DEFAULT_LOGGER),
+        })?;
+        pass(Failpoint::CoordinatorOutput)?;
+        let (pid, pidfd) = start.launch(leaf.map(AsFd::as_fd))?;
+        Ok((pid, pidfd, pump))
+    }
+
+    /// Steps 3 and 4.
+    fn follow(&mut self, mut running: Running) -> RunEnd {
+        let _ = hit(Failpoint::CoordinatorStarted);
+        let start_ticks = pidfd::start_ticks(running.pid).unwrap_or_default();
+        let pid = proto::ProcessId { pid: running.pid.as_raw(), start_ticks };
+        self.append(State::Running(RunRunning { pid: Some(pid) }));
+        if self.flush(Failpoint::CoordinatorFlushRunning) {
+            let _ = hit(Failpoint::CoordinatorRunning);
+        }
+        self.nudge();
+        self.wait_for_exit(&mut running);
+        let exit = pidfd::wait(running.pidfd.as_fd());
+        let _ = hit(Failpoint::CoordinatorExited);
+        clear(running.leaf.as_ref());
+        if let Some(pump) = &mut running.pump {
+            pump.finish();
+        }
+        let usage = usage(running.leaf.as_ref());
+        remove(running.leaf.as_ref());
+        let _ = hit(Failpoint::CoordinatorEmpty);
+        ended(exit, usage)
+    }
+
+    /// Waits until the first process has ended, and meanwhile pumps its output and retries what could not be written.
+    fn wait_for_exit(&mut self, running: &mut Running) {
+        loop {
+            let ready = {
+                let mut fds = vec![PollFd::new(running.pidfd.as_fd(), PollFlags::POLLIN)];
+                let pipes = running.pump.iter().flat_map(Pump::fds);
+                fds.extend(pipes.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+                let timeout = match self.stalled {
+                    Some(pause) => PollTimeout::try_from(pause).unwrap_or(PollTimeout::MAX),
+                    None => PollTimeout::NONE,
+                };
+                let _ = poll(&mut fds, timeout);
+                fds[0].any().unwrap_or(false)
+            };
+            if let Some(pump) = &mut running.pump {
+                pump.on_readable();
+            }
+            if self.stalled.is_some() && self.flush(Failpoint::CoordinatorFlushRunning) {
+                self.nudge();
+            }
+            if ready {
+                return;
+            }
+        }
+    }
+
+    fn append(&mut self, state: State) {
+        let at = clock::now();
+        let at = Instant { boot_nanos: at.boot, unix_nanos: at.wall };
+        let (process, run) = (self.job.process, self.job.run);
+        let transition = RunTransition { process, run, state: Some(state) };
+        // It is short, and this stream is never synced, so never poisoned: no error is left.
+        let _ = self.job.stream.append(Kind::Run(transition), at);
+    }
+
+    /// Writes what is pending; false if it has to be tried again, after `stalled`.
+    fn flush(&mut self, point: Failpoint) -> bool {
+        let written = hit(point).is_ok() && self.job.stream.flush().is_ok();
+        self.stalled = match written {
+            true => None,
+            false => {
+                Some(self.stalled.map_or(*RETRY.start(), |pause| (pause * 2).min(*RETRY.end())))
+            }
+        };
+        written
+    }
+
+    /// Tells the runner, whichever it is by now. A full pipe has woken it already.
+    fn nudge(&self) {
+        let _ = nix::unistd::write(self.job.nudges, &self.job.process.to_ne_bytes());
+    }
+}
+
+/// Goes on as a program of its own: own session, own signals, no descriptor of the runner but those of the job.
+fn leave_runner(job: &Job<'_>) -> io::Result<()> {
+    nix::unistd::setsid()?;
+    process::mind_children()?;
+    // What is meant for the runner must not end a coordinator: it ends with its run.
+    SigSet::all().thread_block()?;
+    fds::close_all_but(&mut [
+        job.stream.as_fd().as_raw_fd(),
+        job.nudges.as_raw_fd(),
+        job.cgroup.map_or(2, |cgroup| cgroup.as_fd().as_raw_fd()),
+    ])?;
+    nix::sys::prctl::set_name(c"dewar-coord")?;
+    Ok(fds::set_limit(job.descriptors)?)
+}
+
+/// Kills what a run left behind, and waits until nothing of it lives.
+fn clear(leaf: Option<&Leaf>) {
+    let Some(leaf) = leaf else {
+        // Orphans of the run became ours; children of those that die do so too.
+        while process::kill_children_except(&[]) > 0 {
+            let _ = nix::sys::wait::wait();
+        }
+        return;
+    };
+    while leaf.is_populated().unwrap_or(true) {
+        // A kill that fails, for want of memory, is tried again.
+        let _ = leaf.kill();
+        let soon = std::time::Instant::now() + *RETRY.end();
+        let _ = leaf.wait_empty(soon);
+    }
+}
+
+/// Removes the leaf of a run that is over.
+fn remove(leaf: Option<&Leaf>) {
+    if let Some(leaf) = leaf {
+        // What is left of it the runner removes with the task's.
+        let _ = leaf.remove();
+    }
+}
+
+/// What the run used: by its leaf, or by what the kernel adds up for children that were waited for.
+fn usage(leaf: Option<&Leaf>) -> Option<Usage> {
+    let micros = |micros: u64| duration(Duration::from_micros(micros));
+    if let Some(leaf) = leaf {
+        let raw = leaf.usage();
+        return Some(Usage {
+            cpu_time: raw.cpu_usec.map(micros),
+            cpu_user_time: raw.cpu_user_usec.map(micros),
+            cpu_system_time: raw.cpu_system_usec.map(micros),
+            memory_peak_bytes: raw.memory_peak,
+            io_read_bytes: raw.io_read,
+            io_write_bytes: raw.io_written,
+            oom_kills: raw.oom_kills,
+        });
+    }
+    let children = getrusage(UsageWho::RUSAGE_CHILDREN).ok()?;
+    let time = |time: TimeVal| {
+        Duration::new(time.tv_sec().unsigned_abs(), time.tv_usec().unsigned_abs() as u32 * 1000)
+    };
+    let (user, system) = (time(children.user_time()), time(children.system_time()));
+    Some(Usage {
+        cpu_time: Some(duration(user + system)),
+        cpu_user_time: Some(duration(user)),
+        cpu_system_time: Some(duration(system)),
+        ..Usage::default()
+    })
+}
+
+fn duration(of: Duration) -> pbjson_types::Duration {
+    pbjson_types::Duration { seconds: of.as_secs() as i64, nanos: of.subsec_nanos() as i32 }
+}
+
+fn not_started(failure: &LaunchFailed) -> RunEnd {
+    RunEnd { outcome: Outcome::NotStarted, verdict: failure.verdict(), usage: None }
+}
+
+/// The end of a run by what waitid(2) says of its first process, and by the kernel's own count of OOM kills: never by
+/// an exit status that merely looks like one.
+fn ended(exit: Result<Exit, Errno>, usage: Option<Usage>) -> RunEnd {
+    let (outcome, reason) = match exit {
+        Ok(Exit::Code(code)) => (Outcome::Exited(code), VerdictReason::Exited),
+        Ok(Exit::Signal(signal)) => (Outcome::Signalled(signal as u8), VerdictReason::Signalled),
+        Err(_) => (Outcome::Lost, VerdictReason::CoordinatorLost),
+    };
+    let killed = usage.and_then(|usage| usage.oom_kills).unwrap_or(0) > 0;
+    let reason = if killed && outcome != Outcome::Exited(0) { VerdictReason::Oom } else { reason };
+    RunEnd { outcome, verdict: Verdict { reason: reason.into(), ..Verdict::default() }, usage }
+}

@@ -1,0 +1,389 @@
+//! From a task that was accepted to a runner that drives it: for the command line and the daemon.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+
+use crate::cgroup::Base;
+use crate::checkpoint::tasks::{self, AcceptError};
+use crate::checkpoint::{
+    Identity, Instant, IoError, OpenError, ReadError, Reader, Recovery, Root, Writer, paths::Place,
+    paths::RootError, sync_dir,
+};
+use crate::failpoint::{Failpoint, hit};
+use crate::proto::Launch;
+use crate::proto::record::Kind;
+use crate::sys::exec::{Image, exit_now};
+use crate::sys::{clock, clone, fds, fs, signal, socket};
+use crate::task::TaskId;
+
+/// Why a task was not launched. Nothing was started.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// The id was used before.
+    #[error("task {0} is finished; a task id is used once")]
+    Finished(TaskId),
+    /// The id is in use for another task.
+    #[error("task {task} is active with another {field}: {active} there, {asked} asked for")]
+    Differs {
+        /// The task.
+        task: TaskId,
+        /// Path of the first field that differs.
+        field: String,
+        /// Its value in the active task.
+        active: String,
+        /// Its value as asked for.
+        asked: String,
+    },
+    /// A runner has the lead.
+    #[error("task {task} is held by {holder}")]
+    Held {
+        /// The task.
+        task: TaskId,
+        /// Who has the lead.
+        holder: String,
+    },
+    /// There is no such task.
+    #[error("there is no task {0}")]
+    Unknown(TaskId),
+    /// The root cannot be used.
+    #[error(transparent)]
+    Root(#[from] RootError),
+    /// The stream cannot be used.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The stream cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The task file could not be written.
+    #[error(transparent)]
+    Io(#[from] IoError),
+    /// The header could not be written.
+    #[error(transparent)]
+    Write(#[from] crate::checkpoint::WriteError),
+    /// The runner could not be started.
+    #[error("start {}", path.display())]
+    Start {
+        /// The program.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        error: io::Error,
+    },
+}
+
+/// What became of a task that was handed in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accepted {
+    /// It is new, and durably accepted.
+    New,
+    /// The same task was accepted before, and is not over.
+    Active,
+}
+
+/// Accepts a task: its header and its file are on disk when this returns.
+///
+/// The file in `tasks/active` is the acceptance. A crash before leaves a stream that belongs to no task; the next try for
+/// the same id replaces it. Whoever accepts holds the lock of the stream until the file is there.
+///
+/// # Errors
+///
+/// [`LaunchError`]; the task is not accepted then.
+pub fn accept(root: &Root, task: &TaskId, launch: &Launch) -> Result<Accepted, LaunchError> {
+    root.create()?;
+    if let Some(accepted) = known(root, task, launch)? {
+        return Ok(accepted);
+    }
+    root.create_checkpoint(task)?;
+    let Some(mut writer) = create_stream(root, task)? else {
+        return known(root, task, launch)?.ok_or_else(|| held(task, "another launch"));
+    };
+    match write(root, task, launch, &mut writer) {
+        Ok(()) => Ok(Accepted::New),
+        Err(error) => {
+            // Nobody is hindered by a stream of no task, but it takes space.
+            if !tasks::is_known(root, task) {
+                let _ = std::fs::remove_file(root.runner(task));
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Writes the header, and then the file that is the acceptance.
+fn write(
+    root: &Root,
+    task: &TaskId,
+    launch: &Launch,
+    writer: &mut Writer,
+) -> Result<(), LaunchError> {
+    pass(root, task, Failpoint::AcceptHeader)?;
+    let now = clock::now();
+    let at = Instant { boot_nanos: now.boot, unix_nanos: now.wall };
+    writer.append(Kind::Launch(launch.clone()), at)?;
+    writer.sync()?;
+    pass(root, task, Failpoint::AcceptSynced)?;
+    let mut content = serde_json::to_vec(launch).expect("a message without maps of odd keys");
+    content.push(b'\n');
+    match tasks::accept(root, task, &content) {
+        Ok(()) => {
+            // It is accepted, whatever fails from here on.
+            let _ = hit(Failpoint::AcceptAccepted);
+            Ok(())
+        }
+        Err(AcceptError::Io(error)) => {
+            // It may be there, and only not be durable. The lock of its stream is ours, so no runner has begun.
+            let _ = std::fs::remove_file(root.task(Place::Active, task));
+            Err(error.into())
+        }
+        Err(AcceptError::Finished(task)) => Err(LaunchError::Finished(task)),
+        Err(AcceptError::Active(task) | AcceptError::Busy(task)) => {
+            Err(held(&task, "another launch"))
+        }
+    }
+}
+
+/// The stream of a task that is not accepted yet, locked; `None` if the id is somebody else's by now.
+///
+/// A stream that a crash left is replaced. It is told from that of an accepted task under its lock, where nobody
+/// can accept one meanwhile.
+fn create_stream(root: &Root, task: &TaskId) -> Result<Option<Writer>, LaunchError> {
+    pass(root, task, Failpoint::AcceptStream)?;
+    if let Some(writer) = try_create(root, task)? {
+        return Ok(Some(writer));
+    }
+    let left = match Recovery::open(root, Identity::runner(task.clone())) {
+        Ok(left) => left,
+        Err(OpenError::Held { .. } | OpenError::Removed { .. })
+        | Err(OpenError::Read(ReadError::Missing { .. })) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    if tasks::is_known(root, task) {
+        return Ok(None);
+    }
+    let path = root.runner(task);
+    std::fs::remove_file(&path).map_err(|source| IoError { call: "unlink", path, source })?;
+    let created = try_create(root, task);
+    // Until here its inode has its number: the lock of the new one is not taken for that of the old.
+    drop(left);
+    created
+}
+
+/// `None` where there is a stream already.
+fn try_create(root: &Root, task: &TaskId) -> Result<Option<Writer>, LaunchError> {
+    match Writer::create(root, Identity::runner(task.clone())) {
+        Ok(writer) => Ok(Some(writer)),
+        Err(OpenError::Exists { .. } | OpenError::Held { .. } | OpenError::Removed { .. }) => {
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn pass(root: &Root, task: &TaskId, point: Failpoint) -> Result<(), LaunchError> {
+    let call = "pass a failpoint at";
+    Ok(hit(point).map_err(|source| IoError { call, path: root.runner(task), source })?)
+}
+
+fn held(task: &TaskId, holder: &str) -> LaunchError {
+    LaunchError::Held { task: task.clone(), holder: holder.to_owned() }
+}
+
+/// Whether the id is taken: by the same task, which is active, or by another, which is refused.
+fn known(root: &Root, task: &TaskId, launch: &Launch) -> Result<Option<Accepted>, LaunchError> {
+    if root.task(Place::Finished, task).exists() {
+        return Err(LaunchError::Finished(task.clone()));
+    }
+    if !root.task(Place::Active, task).exists() {
+        return Ok(None);
+    }
+    let mut reader = Reader::open(root, &Identity::runner(task.clone()))?;
+    let active = header_of(&mut reader, task)?;
+    match difference(&active, launch) {
+        None => {
+            // Who accepted it may have been stopped before the sync, and nobody is told what is not on disk.
+            reader.sync()?;
+            sync_dir(&root.tasks(Place::Active))?;
+            Ok(Some(Accepted::Active))
+        }
+        Some((field, active, asked)) => {
+            Err(LaunchError::Differs { task: task.clone(), field, active, asked })
+        }
+    }
+}
+
+/// The launch that a task was accepted with.
+///
+/// # Errors
+///
+/// [`LaunchError::Unknown`], [`LaunchError::Read`].
+pub fn header(root: &Root, task: &TaskId) -> Result<Launch, LaunchError> {
+    header_of(&mut Reader::open(root, &Identity::runner(task.clone()))?, task)
+}
+
+fn header_of(reader: &mut Reader, task: &TaskId) -> Result<Launch, LaunchError> {
+    match reader.next_record()?.and_then(|record| record.kind) {
+        Some(Kind::Launch(launch)) => Ok(launch),
+        _ => Err(LaunchError::Unknown(task.clone())),
+    }
+}
+
+/// The first field in which two launches ask for different things, and both values.
+fn difference(active: &Launch, asked: &Launch) -> Option<(String, String, String)> {
+    let essence = |launch: &Launch| {
+        serde_json::to_value(Launch {
+            accepted_unix_nanos: 0,
+            hostname: String::new(),
+            path: String::new(),
+            unenforced: Vec::new(),
+            ..launch.clone()
+        })
+        .unwrap_or_default()
+    };
+    first_difference("", &essence(active), &essence(asked))
+}
+
+fn first_difference(
+    path: &str,
+    a: &serde_json::Value,
+    b: &serde_json::Value,
+) -> Option<(String, String, String)> {
+    use serde_json::Value::{Array, Null, Object};
+    match (a, b) {
+        (a, b) if a == b => None,
+        (Object(a), Object(b)) => {
+            let keys = a.keys().chain(b.keys().filter(|key| !a.contains_key(*key)));
+            keys.into_iter().find_map(|key| {
+                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                first_difference(&path, a.get(key).unwrap_or(&Null), b.get(key).unwrap_or(&Null))
+            })
+        }
+        (Array(a), Array(b)) if a.len() == b.len() => {
+            let mut pairs = a.iter().zip(b).enumerate();
+            pairs.find_map(|(i, (a, b))| first_difference(&format!("{path}[{i}]"), a, b))
+        }
+        _ => Some((path.to_owned(), a.to_string(), b.to_string())),
+    }
+}
+
+/// Where output of a runner goes that is for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Console {
+    /// To our own standard output and error.
+    Inherit,
+    /// All to our own standard error: our standard output is for a program.
+    Stderr,
+    /// Nowhere; what the runner itself has to say goes to `runner.log` in the checkpoint directory.
+    Log,
+}
+
+/// A runner that was started.
+#[derive(Debug)]
+pub struct Started {
+    /// Its pid.
+    pub pid: i32,
+    /// Readable once it is dead.
+    pub pidfd: OwnedFd,
+    /// One byte comes for each turn that recorded something; at its end the runner is gone.
+    pub nudges: OwnedFd,
+}
+
+/// Starts a runner for `task`, in its own session and, where there are cgroups, born in the supervisor's.
+///
+/// # Errors
+///
+/// [`LaunchError::Start`].
+pub fn start_runner(
+    root: &Root,
+    task: &TaskId,
+    base: Option<&Base>,
+    console: Console,
+) -> Result<Started, LaunchError> {
+    let program = runner_program().map_err(|error| start_error("dewar-runner".into(), error))?;
+    let start = || -> io::Result<Started> {
+        let (ours, theirs) = socket::pair()?;
+        let image = image(&program, root.path(), task, base);
+        let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
+        let log = match console {
+            Console::Log => std::fs::OpenOptions::new()
+                .append(true)
+                .create(true)
+                .open(root.checkpoint(task).join("runner.log"))?
+                .into(),
+            _ => fs::duplicate_above_standard(io::stderr())?,
+        };
+        let out = match console {
+            Console::Inherit => fs::duplicate_above_standard(io::stdout())?,
+            Console::Stderr => fs::duplicate_above_standard(io::stderr())?,
+            Console::Log => fs::duplicate_above_standard(&null)?,
+        };
+        let null = fs::duplicate_above_standard(&null)?;
+        let log: OwnedFd = fs::duplicate_above_standard(&log)?;
+        let follower = fs::duplicate_above_standard(&theirs)?;
+        let standard = [null, out, log];
+        let supervisor = base.map(Base::supervisor);
+        let (pid, pidfd) = clone::clone_into(supervisor, || {
+            let errno = become_runner(&standard, &follower, &image).unwrap_err();
+            // The reason cannot be told but by the status: see `exec_failed`.
+            exit_now(errno as i32)
+        })?;
+        Ok(Started { pid: pid.as_raw(), pidfd, nudges: ours })
+    };
+    start().map_err(|error| start_error(program.clone(), error))
+}
+
+fn start_error(path: PathBuf, error: io::Error) -> LaunchError {
+    LaunchError::Start { path, error }
+}
+
+/// `dewar-runner` beside this program.
+fn runner_program() -> io::Result<PathBuf> {
+    let path = std::env::current_exe()?.with_file_name("dewar-runner");
+    if !path.exists() {
+        return Err(io::Error::from(io::ErrorKind::NotFound));
+    }
+    Ok(path)
+}
+
+/// Number of the descriptor that a runner nudges from its start.
+pub const FOLLOWER: i32 = 3;
+
+fn image(program: &Path, root: &Path, task: &TaskId, base: Option<&Base>) -> Image {
+    let mut argv = vec![c_string("dewar-runner"), path_string(root), c_string(task.as_str())];
+    argv.extend(base.map(|base| path_string(base.path())));
+    // The runner needs nothing of our environment; DEWAR_ ones are for us.
+    let env = std::env::vars_os().filter(|(name, _)| name.as_bytes().starts_with(b"DEWAR_"));
+    let env = env.filter_map(|(mut name, value)| {
+        name.push("=");
+        name.push(value);
+        CString::new(name.into_vec()).ok()
+    });
+    Image::new(path_string(program), argv, env.collect())
+}
+
+fn c_string(text: &str) -> CString {
+    CString::new(text).expect("names hold no control character")
+}
+
+fn path_string(path: &Path) -> CString {
+    CString::new(path.as_os_str().as_bytes()).expect("a path that exists holds no NUL")
+}
+
+/// In the child: system calls only.
+fn become_runner(
+    standard: &[OwnedFd; 3],
+    follower: &OwnedFd,
+    image: &Image,
+) -> Result<std::convert::Infallible, Errno> {
+    nix::unistd::setsid()?;
+    signal::default_all()?;
+    signal::unblock_all()?;
+    fs::lay_standard(standard)?;
+    fds::lay(follower.as_fd(), FOLLOWER)?;
+    fds::close_on_exec_from(FOLLOWER + 1)?;
+    Err(image.execve())
+}

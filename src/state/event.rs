@@ -1,0 +1,106 @@
+//! The events of a task's life, as values.
+
+use crate::proto;
+
+pub use crate::proto::{KillStage, ProcessId};
+
+use super::task::{Leader, Phase};
+
+/// When something happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stamp {
+    /// CLOCK_BOOTTIME, nanoseconds; 0 for what happened in an earlier boot. All logic uses this clock.
+    pub boot: u64,
+    /// Wall clock, nanoseconds since 1970; for display only.
+    pub wall: i64,
+}
+
+/// Something that happened to a task.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// A runner took the lead.
+    Led(Leader),
+    /// The task entered a phase.
+    Entered(Phase),
+    /// A run took a step.
+    Run {
+        /// Index of the process.
+        process: u32,
+        /// Run number.
+        run: u32,
+        /// The step.
+        step: RunStep,
+    },
+    /// Somebody asked for the end of the task.
+    KillRequested {
+        /// CLOCK_BOOTTIME by which the task must be over, nanoseconds.
+        deadline: u64,
+        /// Whether it is to end as LOST.
+        lost: bool,
+        /// User id of who asked.
+        by_uid: u32,
+        /// Process id of who asked, for display.
+        by_pid: i32,
+    },
+    /// SIGTERM was sent to a run.
+    Terminated {
+        /// Index of the process.
+        process: u32,
+        /// Run number.
+        run: u32,
+    },
+    /// A run is to be killed.
+    Doomed {
+        /// Index of the process.
+        process: u32,
+        /// Run number.
+        run: u32,
+        /// Why.
+        stage: KillStage,
+    },
+}
+
+/// A step in the life of a run.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RunStep {
+    /// The run is opened: a coordinator is about to be forked.
+    Opened,
+    /// Its coordinator lives.
+    Forked {
+        /// The coordinator.
+        coordinator: ProcessId,
+    },
+    /// Its command line runs.
+    Running {
+        /// The first process of the run.
+        pid: ProcessId,
+    },
+    /// It has ended.
+    Ended(Box<RunEnd>),
+}
+
+/// The end of a run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RunEnd {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Why it ended.
+    pub verdict: proto::Verdict,
+    /// What it used, as far as it is known.
+    pub usage: Option<proto::Usage>,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Its first process exited with this status.
+    Exited(u8),
+    /// Its first process died by this signal.
+    Signalled(u8),
+    /// It could not be started.
+    NotStarted,
+    /// It was given up before it had a process.
+    Dropped,
+    /// Its end is not known.
+    Lost,
+}

@@ -1,0 +1,213 @@
+//! Events as records of the stream, and back.
+
+use super::event::{Event, Outcome, RunEnd, RunStep, Stamp};
+use super::process::RunState;
+use super::process::state_of;
+use super::task::{Leader, Phase};
+use crate::proto;
+use crate::proto::record::Kind;
+use crate::proto::run_transition::State as Step;
+
+/// Why a record is no event of a task.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    /// A kind that this version does not know, or none.
+    #[error("is of a kind that this version of dewar does not know")]
+    UnknownKind,
+    /// A field is missing or out of range.
+    #[error("has no valid {0}")]
+    Field(&'static str),
+    /// A header in the middle of the stream.
+    #[error("is a second header")]
+    Header,
+}
+
+impl Stamp {
+    /// The time of a record.
+    pub fn of(record: &proto::Record) -> Self {
+        Self { boot: record.boot_nanos, wall: record.unix_nanos }
+    }
+}
+
+impl Event {
+    /// The event that `record` holds.
+    ///
+    /// # Errors
+    ///
+    /// [`RecordError`] says what is wrong with the record.
+    pub fn from_record(record: proto::Record) -> Result<Self, RecordError> {
+        Ok(match record.kind.ok_or(RecordError::UnknownKind)? {
+            Kind::Launch(_) | Kind::Coordinator(_) => return Err(RecordError::Header),
+            Kind::Leader(leader) => Self::Led(Leader {
+                runner: leader.runner.ok_or(RecordError::Field("runner"))?,
+                boot_id: leader.boot_id,
+                cgroup: leader.cgroup,
+                dropped_bytes: leader.dropped_bytes,
+            }),
+            Kind::Task(task) => {
+                Self::Entered(Phase::from_proto(task.state()).ok_or(RecordError::Field("state"))?)
+            }
+            Kind::Run(run) => {
+                let step = run.state.ok_or(RecordError::UnknownKind)?;
+                Self::Run { process: run.process, run: run.run, step: RunStep::from_proto(step)? }
+            }
+            Kind::Kill(kill) => Self::KillRequested {
+                deadline: kill.deadline_boot_nanos,
+                lost: kill.lost,
+                by_uid: kill.by_uid,
+                by_pid: kill.by_pid,
+            },
+            Kind::Terminated(sent) => Self::Terminated { process: sent.process, run: sent.run },
+            Kind::Doomed(doomed) => {
+                Self::Doomed { process: doomed.process, run: doomed.run, stage: doomed.stage() }
+            }
+        })
+    }
+
+    /// The record of this event.
+    pub fn to_kind(&self) -> Kind {
+        match self {
+            Self::Led(leader) => Kind::Leader(proto::Leader {
+                runner: Some(leader.runner),
+                boot_id: leader.boot_id.clone(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                cgroup: leader.cgroup.clone(),
+                dropped_bytes: leader.dropped_bytes,
+            }),
+            Self::Entered(phase) => {
+                Kind::Task(proto::TaskTransition { state: phase.to_proto().into() })
+            }
+            Self::Run { process, run, step } => Kind::Run(proto::RunTransition {
+                process: *process,
+                run: *run,
+                state: Some(step_to(step)),
+            }),
+            &Self::KillRequested { deadline, lost, by_uid, by_pid } => {
+                Kind::Kill(proto::KillRequest {
+                    deadline_boot_nanos: deadline,
+                    lost,
+                    by_uid,
+                    by_pid,
+                })
+            }
+            &Self::Terminated { process, run } => {
+                Kind::Terminated(proto::Terminated { process, run })
+            }
+            &Self::Doomed { process, run, stage } => {
+                Kind::Doomed(proto::Doomed { process, run, stage: stage.into() })
+            }
+        }
+    }
+}
+
+impl RunStep {
+    /// The step that is recorded.
+    ///
+    /// # Errors
+    ///
+    /// [`RecordError`] says what is wrong with it.
+    pub fn from_proto(step: Step) -> Result<Self, RecordError> {
+        Ok(match step {
+            Step::Waiting(_) => RunStep::Opened,
+            Step::Forked(forked) => RunStep::Forked {
+                coordinator: forked.coordinator.ok_or(RecordError::Field("coordinator"))?,
+            },
+            Step::Running(running) => {
+                RunStep::Running { pid: running.pid.ok_or(RecordError::Field("pid"))? }
+            }
+            Step::Ended(ended) => RunStep::Ended(Box::new(RunEnd {
+                outcome: outcome_from(&ended)?,
+                verdict: ended.verdict.unwrap_or_default(),
+                usage: ended.usage,
+            })),
+        })
+    }
+}
+
+fn step_to(step: &RunStep) -> Step {
+    match step {
+        RunStep::Opened => Step::Waiting(proto::RunWaiting {}),
+        RunStep::Forked { coordinator } => {
+            Step::Forked(proto::RunForked { coordinator: Some(*coordinator), ..Default::default() })
+        }
+        RunStep::Running { pid } => Step::Running(proto::RunRunning { pid: Some(*pid) }),
+        RunStep::Ended(end) => Step::Ended(end.to_proto()),
+    }
+}
+
+impl RunEnd {
+    /// The end as it is recorded.
+    pub fn to_proto(&self) -> proto::RunEnded {
+        let (exit_code, signal) = match self.outcome {
+            Outcome::Exited(code) => (Some(code.into()), None),
+            Outcome::Signalled(signal) => (None, Some(signal.into())),
+            Outcome::NotStarted | Outcome::Dropped | Outcome::Lost => (None, None),
+        };
+        proto::RunEnded {
+            state: state_of(self).to_proto().into(),
+            exit_code,
+            signal,
+            verdict: Some(self.verdict.clone()),
+            usage: self.usage,
+        }
+    }
+}
+
+fn outcome_from(ended: &proto::RunEnded) -> Result<Outcome, RecordError> {
+    let small = |value: u32, field| u8::try_from(value).map_err(|_| RecordError::Field(field));
+    if let Some(code) = ended.exit_code {
+        return Ok(Outcome::Exited(small(code, "exit_code")?));
+    }
+    if let Some(signal) = ended.signal {
+        return Ok(Outcome::Signalled(small(signal, "signal")?));
+    }
+    match ended.state() {
+        proto::ProcessState::Failed => Ok(Outcome::NotStarted),
+        proto::ProcessState::Killed => Ok(Outcome::Dropped),
+        proto::ProcessState::Lost => Ok(Outcome::Lost),
+        _ => Err(RecordError::Field("state")),
+    }
+}
+
+impl Phase {
+    /// The phase as it is recorded and told.
+    pub fn to_proto(self) -> proto::TaskState {
+        match self {
+            Self::Active => proto::TaskState::Active,
+            Self::Cleaning => proto::TaskState::Cleaning,
+            Self::Finalizing => proto::TaskState::Finalizing,
+            Self::Success => proto::TaskState::Success,
+            Self::Failed => proto::TaskState::Failed,
+            Self::Killed => proto::TaskState::Killed,
+            Self::Lost => proto::TaskState::Lost,
+        }
+    }
+
+    fn from_proto(state: proto::TaskState) -> Option<Self> {
+        Some(match state {
+            proto::TaskState::Active => Self::Active,
+            proto::TaskState::Cleaning => Self::Cleaning,
+            proto::TaskState::Finalizing => Self::Finalizing,
+            proto::TaskState::Success => Self::Success,
+            proto::TaskState::Failed => Self::Failed,
+            proto::TaskState::Killed => Self::Killed,
+            proto::TaskState::Lost => Self::Lost,
+            proto::TaskState::Unspecified | proto::TaskState::Corrupt => return None,
+        })
+    }
+}
+
+impl RunState {
+    /// The state as it is recorded and told.
+    pub fn to_proto(self) -> proto::ProcessState {
+        match self {
+            Self::Waiting => proto::ProcessState::Waiting,
+            Self::Forked => proto::ProcessState::Forked,
+            Self::Running => proto::ProcessState::Running,
+            Self::Success => proto::ProcessState::Success,
+            Self::Failed => proto::ProcessState::Failed,
+            Self::Killed => proto::ProcessState::Killed,
+            Self::Lost => proto::ProcessState::Lost,
+        }
+    }
+}

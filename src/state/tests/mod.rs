@@ -1,0 +1,15 @@
+//! The core under test: rules by subject, outcomes, and random tasks in virtual time.
+
+mod ending;
+mod kills;
+mod order;
+mod outcomes;
+mod random;
+mod records;
+mod recovery;
+mod reference;
+mod retries;
+mod runs;
+mod script;
+mod sim;
+mod size;

@@ -1,0 +1,145 @@
+//! This process, and its children.
+#![allow(unsafe_code)]
+
+use std::fs;
+use std::io;
+
+use nix::errno::Errno;
+use nix::sys::prctl;
+use nix::sys::signal::{SigHandler, Signal, kill, signal};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, getpid};
+
+use super::pidfd::ProcessId;
+
+/// Orphans of this process' descendants become its children from now on (prctl(2), PR_SET_CHILD_SUBREAPER).
+///
+/// # Errors
+///
+/// That of prctl(2).
+pub fn become_subreaper() -> io::Result<()> {
+    Ok(prctl::set_child_subreaper(true)?)
+}
+
+/// Children of this process vanish when they die, and need not be waited for (sigaction(2), SA_NOCLDWAIT).
+///
+/// # Errors
+///
+/// That of sigaction(2).
+pub fn forget_children() -> io::Result<()> {
+    // SAFETY: no handler of ours is installed, so none can run in a bad moment.
+    unsafe { signal(Signal::SIGCHLD, SigHandler::SigIgn) }?;
+    Ok(())
+}
+
+/// Children of this process are to be waited for again.
+///
+/// # Errors
+///
+/// That of sigaction(2).
+pub fn mind_children() -> io::Result<()> {
+    // SAFETY: as in `forget_children`.
+    unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) }?;
+    Ok(())
+}
+
+/// Does `act` while children that die keep their numbers, and lets go of those that did afterwards.
+///
+/// For a process that forgets its children ([`forget_children`]) and forks one: without this the child could be gone, and
+/// its number a stranger's, before the parent holds a pidfd of it. Children that died meanwhile are reaped, so whoever
+/// wants their status asks within `act`.
+///
+/// # Errors
+///
+/// That of sigaction(2); a failure of the second one leaves dead children to be waited for.
+pub fn while_minding_children<T>(act: impl FnOnce() -> T) -> io::Result<T> {
+    mind_children()?;
+    let done = act();
+    forget_children()?;
+    // The kernel forgets none that was dead before it was told to (sigaction(2)).
+    let reap = || waitpid(None, Some(WaitPidFlag::WNOHANG));
+    while !matches!(reap(), Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD)) {}
+    Ok(done)
+}
+
+/// This process, as others can recognise it.
+///
+/// # Errors
+///
+/// The error of reading /proc/self/stat.
+pub fn own_id() -> io::Result<ProcessId> {
+    let pid = getpid().as_raw();
+    let start_ticks = super::pidfd::start_ticks(Pid::from_raw(pid)).map_err(io::Error::other)?;
+    Ok(ProcessId { pid, start_ticks })
+}
+
+/// Sends SIGKILL to every child of this process but `spared`; returns how many others there are.
+///
+/// A child that was not waited for keeps its number, so no stranger is hit.
+pub fn kill_children_except(spared: &[i32]) -> usize {
+    let path = format!("/proc/self/task/{}/children", getpid());
+    let children = fs::read_to_string(path).unwrap_or_default();
+    let others = children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok());
+    let others: Vec<i32> = others.filter(|pid| !spared.contains(pid)).collect();
+    for &pid in &others {
+        match kill(Pid::from_raw(pid), Signal::SIGKILL) {
+            Ok(()) | Err(Errno::ESRCH) => {}
+            // A child that changed its identity, as an ordinary user's cannot.
+            Err(_) => {}
+        }
+    }
+    others.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use nix::sys::wait::{Id, waitid};
+    use nix::unistd::{ForkResult, fork};
+
+    use super::*;
+    use crate::sys::exec::exit_now;
+    use crate::sys::{clone, pidfd};
+
+    /// In a process of its own: what a process does with its children is one for all its threads.
+    fn in_a_child(act: impl FnOnce() -> bool) -> WaitStatus {
+        // SAFETY: the child makes system calls and ends; it takes no lock that another thread may hold but the allocator's,
+        // which glibc renews in the child.
+        match unsafe { fork() }.unwrap() {
+            ForkResult::Child => exit_now(i32::from(!act())),
+            ForkResult::Parent { child } => waitpid(child, None).unwrap(),
+        }
+    }
+
+    /// Waits until the child behind `id` is dead, and leaves it to be waited for.
+    fn see_dead(id: Id<'_>) -> nix::Result<WaitStatus> {
+        waitid(id, WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT)
+    }
+
+    #[test]
+    fn a_child_that_dies_at_once_is_still_ours_and_does_not_stay() {
+        let ended = in_a_child(|| {
+            forget_children().unwrap();
+            let kept = while_minding_children(|| {
+                let (pid, pidfd) = clone::fork(|| exit_now(0)).unwrap();
+                see_dead(Id::PIDFd(pidfd.unwrap().as_fd())).is_ok() && pidfd::open(pid).is_ok()
+            });
+            kept.unwrap() && waitpid(None, Some(WaitPidFlag::WNOHANG)) == Err(Errno::ECHILD)
+        });
+
+        assert!(matches!(ended, WaitStatus::Exited(_, 0)), "{ended:?}");
+    }
+
+    #[test]
+    fn a_child_that_is_forgotten_leaves_nothing_behind() {
+        let ended = in_a_child(|| {
+            forget_children().unwrap();
+            let child = while_minding_children(|| clone::fork(|| exit_now(0)).unwrap());
+            let (pid, _pidfd) = child.unwrap();
+            see_dead(Id::Pid(pid)) == Err(Errno::ECHILD)
+        });
+
+        assert!(matches!(ended, WaitStatus::Exited(_, 0)), "{ended:?}");
+    }
+}

@@ -1,0 +1,108 @@
+//! Unix sockets that carry descriptors and credentials (unix(7)).
+#![allow(unsafe_code)]
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::path::Path;
+
+use nix::cmsg_space;
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr,
+    UnixCredentials, bind, recvmsg, sendmsg, setsockopt, socket, socketpair, sockopt,
+};
+
+/// A datagram, who sent it, and the descriptor that came with it.
+pub struct Datagram {
+    /// Its bytes; longer ones were cut off to the buffer.
+    pub bytes: Vec<u8>,
+    /// Sender, as the kernel vouches for it.
+    pub peer: Peer,
+    /// The first descriptor that came along.
+    pub fd: Option<OwnedFd>,
+}
+
+/// A sender, as the kernel vouches for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    /// User id.
+    pub uid: u32,
+    /// Process id; a hint, as it may be used again.
+    pub pid: i32,
+}
+
+/// A datagram socket bound at `path`, non-blocking, which passes credentials.
+///
+/// `path` must be short: at most 107 bytes (unix(7)).
+///
+/// # Errors
+///
+/// That of socket(2), setsockopt(2) or bind(2).
+pub fn bind_datagram(path: &Path) -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(AddressFamily::Unix, SockType::Datagram, flags, None)?;
+    setsockopt(&fd, sockopt::PassCred, &true)?;
+    bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+    Ok(fd)
+}
+
+/// Two connected stream sockets.
+///
+/// # Errors
+///
+/// That of socketpair(2).
+pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    Ok(socketpair(AddressFamily::Unix, SockType::Stream, None, flags)?)
+}
+
+/// Sends `bytes` and `fd` to the datagram socket at `path`, waiting while its queue is full.
+///
+/// # Errors
+///
+/// That of sendmsg(2): ENOENT and ECONNREFUSED say that nobody listens there.
+pub fn send_to(path: &Path, bytes: &[u8], fd: BorrowedFd<'_>) -> io::Result<()> {
+    let socket = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    let fds = [fd.as_raw_fd()];
+    let rights = [ControlMessage::ScmRights(&fds)];
+    let to = UnixAddr::new(path)?;
+    sendmsg(socket.as_raw_fd(), &[IoSlice::new(bytes)], &rights, MsgFlags::empty(), Some(&to))?;
+    Ok(())
+}
+
+/// The next datagram; `None` where none waits.
+///
+/// # Errors
+///
+/// That of recvmsg(2).
+pub fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<Datagram>> {
+    let mut buffer = vec![0; 4096];
+    let mut space = cmsg_space!([RawFd; 4], UnixCredentials);
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
+    let mut slices = [IoSliceMut::new(&mut buffer)];
+    let message =
+        match recvmsg::<()>(socket.as_fd().as_raw_fd(), &mut slices, Some(&mut space), flags) {
+            Ok(message) => message,
+            Err(nix::Error::EAGAIN) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+    let mut peer = Peer { uid: u32::MAX, pid: 0 };
+    let mut fds = Vec::new();
+    for control in message.cmsgs()? {
+        match control {
+            ControlMessageOwned::ScmRights(raw) => fds.extend(raw.into_iter().map(own)),
+            ControlMessageOwned::ScmCredentials(sender) => {
+                peer = Peer { uid: sender.uid(), pid: sender.pid() };
+            }
+            _ => {}
+        }
+    }
+    let length = message.bytes;
+    buffer.truncate(length);
+    Ok(Some(Datagram { bytes: buffer, peer, fd: fds.into_iter().next() }))
+}
+
+fn own(raw: RawFd) -> OwnedFd {
+    // SAFETY: recvmsg(2) has just installed `raw` in this process for SCM_RIGHTS, and the message
+    // that names it is consumed here, once: nobody else closes it.
+    unsafe { OwnedFd::from_raw_fd(raw) }
+}
