@@ -27,7 +27,7 @@ use nix::sys::time::TimeVal;
 use nix::unistd::Pid;
 
 use crate::cgroup::{Leaf, TaskCgroup};
-use crate::checkpoint::{Instant, Writer};
+use crate::checkpoint::{Instant, WriteError, Writer};
 use crate::failpoint::{Failpoint, hit};
 use crate::proto::record::Kind;
 use crate::proto::run_transition::State;
@@ -305,8 +305,13 @@ impl<'a> Coordinator<'a> {
     }
 
     /// Writes what is pending; false if it has to be tried again, after `stalled`.
+    ///
+    /// If the stream is given up, so is the run: what is not recorded did not happen, and the runner finds it LOST.
     fn flush(&mut self, point: Failpoint) -> bool {
-        let written = hit(point).is_ok() && self.job.stream.flush().is_ok();
+        let written = match hit(point).is_ok().then(|| self.job.stream.flush()) {
+            Some(Err(WriteError::Poisoned { .. })) => exit_now(1),
+            written => matches!(written, Some(Ok(()))),
+        };
         self.stalled = match written {
             true => None,
             false => {

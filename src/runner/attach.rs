@@ -202,27 +202,35 @@ impl Runner {
         if let Some(&position) = self.positions.get(&process) {
             reader.seek(position);
         }
+        let mut position = reader.position();
         while let Some(record) = reader.next_record()? {
-            self.absorb_record(process, record)?;
+            if !self.absorb_record(process, record)? {
+                break;
+            }
+            position = reader.position();
         }
-        self.positions.insert(process, reader.position());
+        self.positions.insert(process, position);
         Ok(())
     }
 
-    /// Records of runs that have ended are skipped, whenever they were written (T38).
-    fn absorb_record(&mut self, process: u32, record: Record) -> Result<(), RunnerError> {
+    /// Copies a record; false if it is not to be passed yet.
+    ///
+    /// Records of runs that have ended are skipped, whenever they were written (T38). One of a run that this stream does
+    /// not open yet stays for its time: a power cut may take what a runner wrote, and leave what a coordinator wrote
+    /// because of it.
+    fn absorb_record(&mut self, process: u32, record: Record) -> Result<bool, RunnerError> {
         let mut at = Stamp::of(&record);
-        let Some(Kind::Run(transition)) = record.kind else { return Ok(()) };
-        let Some(live) = self.live.get(&process).filter(|live| live.run == transition.run) else {
-            return Ok(());
-        };
-        let run = live.run;
+        let Some(Kind::Run(transition)) = record.kind else { return Ok(true) };
+        let run = transition.run;
+        if self.live.get(&process).is_none_or(|live| live.run != run) {
+            return Ok((run as usize) < self.state.processes()[process as usize].runs.len());
+        }
         hit(Failpoint::RunnerAbsorb).map_err(doing("pass a failpoint"))?;
         if !self.same_boot {
             at.boot = 0;
         }
         let Some(step) = transition.state.filter(|step| !self.is_known(process, step)) else {
-            return Ok(());
+            return Ok(true);
         };
         let step = match RunStep::from_proto(step) {
             Ok(RunStep::Ended(end)) => {
@@ -240,7 +248,7 @@ impl Runner {
         if ended {
             self.ended(process);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Whether an earlier runner has copied this step of the live run.

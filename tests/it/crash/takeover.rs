@@ -548,6 +548,39 @@ fn a_runner_that_cannot_write_waits() {
     assert_eq!(bench.history(&task).states(), ["S"]);
 }
 
+/// A process that an ordinary user's runner may not signal, a setuid program say, is killed with its leaf; and the rest
+/// of the run has had its SIGTERM.
+#[test]
+fn a_process_that_may_not_be_signalled_does_not_stop_a_kill() {
+    const NOBODY: u32 = 65534;
+    let bench = Bench::new();
+    let task = bench.accept_with("t", &waiting("exit 0"), |launch| {
+        launch.identity = Some(proto::Identity {
+            user: "nobody".to_owned(),
+            uid: NOBODY,
+            gid: NOBODY,
+            groups: vec![NOBODY],
+            home: "/".to_owned(),
+            switch: false,
+        });
+    });
+    let mut runner = bench.start_as(&task, NOBODY);
+    bench.wait_running(&task, 0, 0);
+    let mut foreign = Stranger::new();
+    let procs = bench.leaf(&task, "a", 0).join("cgroup.procs");
+    fs::write(procs, foreign.id().pid.to_string()).unwrap();
+
+    control::kill(bench.root(), &task, Duration::from_secs(30), false).unwrap();
+    assert!(runner.wait().success(), "{}", bench.log_text(&task));
+
+    bench.assert_over(&task);
+    let history = bench.history(&task);
+    assert_eq!((history.phase(), history.states()), (Some(Phase::Killed), vec!["K".into()]));
+    let signal = history.run(0, 0).end.as_ref().unwrap().outcome;
+    assert_eq!(signal, Outcome::Signalled(libc::SIGTERM as u8));
+    assert!(!foreign.is_untouched(), "it outlived its run");
+}
+
 /// Attack 36: whichever call is the first that gets no descriptor, nothing is leaked and no run is lost; what the runner
 /// cannot do now it does later, or the next one does.
 #[test]
