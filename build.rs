@@ -25,11 +25,13 @@ fn main() -> io::Result<()> {
         .skip_protoc_run()
         .compile_well_known_types()
         .btree_map(["."])
+        .extern_path(".google.protobuf.Timestamp", "crate::proto::Timestamp")
         .extern_path(".google.protobuf", "::pbjson_types")
         .compile_protos(&PROTOS, &["proto"])?;
     pbjson_build::Builder::new()
         .register_descriptors(&bytes)?
         .btree_map(["."])
+        .extern_path(".google.protobuf.Timestamp", "crate::proto::Timestamp")
         .extern_path(".google.protobuf", "::pbjson_types")
         .emit_fields()
         .build(&[".dewar"])?;

@@ -1,8 +1,10 @@
-//! Who a run is: resolved once, in the host's user database, before anything is started, and from then on numbers.
+//! Who a run is: resolved once, in the host's user database, before anything is started, and from
+//! then on numbers.
 //!
-//! The numbers are recorded with the task, so finalizers and later runners get the same ones, and neither a `passwd` file in a
-//! sandbox nor one that was changed since has a say. A user is named by login name alone: text that looks like a number is a
-//! name like any other, and is unknown unless somebody has it.
+//! The numbers are recorded with the task, so finalizers and later runners get the same ones, and
+//! neither a `passwd` file in a sandbox nor one that was changed since has a say. A user is named
+//! by login name alone: text that looks like a number is a name like any other, and is unknown
+//! unless somebody has it.
 
 use std::ffi::CString;
 
@@ -71,8 +73,9 @@ pub fn resolve(user: Option<&str>) -> Result<Identity, IdentityError> {
     user.map_or_else(current, named)
 }
 
-/// The identity of the caller, as the kernel has it: its groups too are those of this process. It is kept, not taken
-/// (`switch` is false). A caller whom the database does not know goes by its uid, and has its home at `/`.
+/// The identity of the caller, as the kernel has it: its groups too are those of this process. It
+/// is kept, not taken (`switch` is false). A caller whom the database does not know goes by its
+/// uid, and has its home at `/`.
 ///
 /// # Errors
 ///
@@ -87,8 +90,9 @@ pub fn current() -> Result<Identity, IdentityError> {
     own(user, home)
 }
 
-/// The identity of the login name `name`. Root takes it, with exactly the groups that the database gives it (`switch` is
-/// true), even its own; anybody else may name only itself, and keeps what it has.
+/// The identity of the login name `name`. Root takes it, with exactly the groups that the database
+/// gives it (`switch` is true), even its own; anybody else may name only itself, and keeps what it
+/// has.
 ///
 /// # Errors
 ///
@@ -107,7 +111,8 @@ pub fn named(name: &str) -> Result<Identity, IdentityError> {
     own(user.name, home)
 }
 
-/// The entry whose login name is `name`, byte for byte: some databases answer to other spellings too.
+/// The entry whose login name is `name`, byte for byte: some databases answer to other spellings
+/// too.
 fn look_up(name: &str) -> Result<User, IdentityError> {
     let unknown = || IdentityError::Unknown { name: name.to_owned() };
     if name.is_empty() || name.contains('\0') {
@@ -192,4 +197,115 @@ pub fn is_current(identity: &Identity) -> bool {
     let gids = nix::unistd::getresgid();
     uids.is_ok_and(|ids| [ids.real, ids.effective, ids.saved] == [uid; 3])
         && gids.is_ok_and(|ids| [ids.real, ids.effective, ids.saved] == [gid; 3])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{ORDINARY, alone, become_ordinary, is_root};
+
+    /// Attack 5, S39: none of these is ever read as a number.
+    #[test]
+    fn only_a_login_name_that_exists_names_a_user() {
+        for name in [
+            "",
+            " ",
+            "0",
+            "+0",
+            "-1",
+            "0x0",
+            "00",
+            "4294967295",
+            "4294967296",
+            "65534",
+            " root",
+            "root ",
+            "ROOT",
+            "ro\0ot",
+            "nobody-here",
+            "../root",
+            "root:x:0:0",
+        ] {
+            assert_eq!(resolve(Some(name)), Err(IdentityError::Unknown { name: name.to_owned() }));
+        }
+    }
+
+    /// Attack 3: the set is that of the database, whatever groups the caller is in.
+    #[test]
+    fn root_takes_exactly_the_groups_of_the_database() {
+        alone(|| {
+            if !is_root() {
+                return;
+            }
+            nix::unistd::setgroups(&[Gid::from_raw(4242), Gid::from_raw(7)]).unwrap();
+
+            let root = named("root").unwrap();
+            let nobody = named("nobody").unwrap();
+
+            assert_eq!((root.uid, root.gid, root.groups, root.switch), (0, 0, vec![0], true));
+            assert_eq!((nobody.uid, nobody.switch), (65534, true));
+            assert!(nobody.groups.contains(&nobody.gid) && !nobody.groups.contains(&4242));
+        });
+    }
+
+    #[test]
+    fn groups_are_ascending_and_have_the_primary_one_once() {
+        let groups = [30, 5, 30].map(Gid::from_raw).to_vec();
+
+        assert_eq!(ascending(groups.clone(), Gid::from_raw(5)), [5, 30]);
+        assert_eq!(ascending(groups, Gid::from_raw(6)), [5, 6, 30]);
+    }
+
+    #[test]
+    fn only_root_may_name_another_user() {
+        alone(|| {
+            if !is_root() {
+                return;
+            }
+            become_ordinary();
+
+            let error = named("root").unwrap_err();
+
+            let name = "root".to_owned();
+            assert_eq!(error, IdentityError::NotPermitted { name, uid: 0, caller: ORDINARY });
+        });
+    }
+
+    #[test]
+    fn a_caller_without_an_entry_goes_by_its_number() {
+        alone(|| {
+            if !is_root() {
+                return;
+            }
+            become_ordinary();
+
+            let own = resolve(None).unwrap();
+
+            assert_eq!((own.user.as_str(), own.home.as_str()), ("54321", "/"));
+            assert_eq!(
+                (own.uid, own.gid, own.groups.as_slice()),
+                (ORDINARY, ORDINARY, &[ORDINARY][..])
+            );
+            assert!(!own.switch && is_current(&own));
+        });
+    }
+
+    /// Attack 5: to the setters that id means "as it is".
+    #[test]
+    fn an_id_that_means_unchanged_is_refused() {
+        let sound = Identity {
+            user: "odd".to_owned(),
+            groups: vec![5],
+            uid: 5,
+            gid: 5,
+            ..Identity::default()
+        };
+        let uid = Identity { uid: u32::MAX, ..sound.clone() };
+        let gid = Identity { groups: vec![5, u32::MAX], ..sound.clone() };
+        let refused = |kind| Err(IdentityError::NoId { name: "odd".to_owned(), kind });
+
+        assert_eq!(checked(uid), refused("uid"));
+        assert_eq!(checked(gid), refused("gid"));
+        assert!(checked(sound).is_ok());
+    }
 }

@@ -20,7 +20,7 @@ use crate::failpoint::{Failpoint, hit};
 use crate::proto::Launch;
 use crate::proto::record::Kind;
 use crate::sys::exec::{Image, exit_now};
-use crate::sys::{clock, clone, fs, signal, socket};
+use crate::sys::{clock, clone, fds, fs, signal, socket};
 use crate::task::TaskId;
 
 /// Why a task was not launched. Nothing was started.
@@ -356,10 +356,10 @@ pub fn start_runner(
         let null = fs::duplicate_above_standard(&null)?;
         let log: OwnedFd = fs::duplicate_above_standard(&log)?;
         let follower = fs::duplicate_above_standard(&theirs)?;
-        let fds = [null.as_fd(), out.as_fd(), log.as_fd()];
+        let standard = [null, out, log];
         let supervisor = base.map(Base::supervisor);
         let (pid, pidfd) = clone::clone_into(supervisor, || {
-            let errno = become_runner(fds, &follower, &image).unwrap_err();
+            let errno = become_runner(&standard, &follower, &image).unwrap_err();
             // The reason cannot be told but by the status: see `exec_failed`.
             exit_now(errno as i32)
         })?;
@@ -407,15 +407,15 @@ fn path_string(path: &Path) -> CString {
 
 /// In the child: system calls only.
 fn become_runner(
-    fds: [std::os::fd::BorrowedFd<'_>; 3],
+    standard: &[OwnedFd; 3],
     follower: &OwnedFd,
     image: &Image,
 ) -> Result<std::convert::Infallible, Errno> {
     nix::unistd::setsid()?;
     signal::default_all()?;
     signal::unblock_all()?;
-    fs::lay_standard(fds)?;
-    fs::lay(follower.as_fd(), FOLLOWER)?;
-    fs::close_on_exec_from(FOLLOWER + 1)?;
+    fs::lay_standard(standard)?;
+    fds::lay(follower.as_fd(), FOLLOWER)?;
+    fds::close_on_exec_from(FOLLOWER + 1)?;
     Err(image.execve())
 }

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use dewar::failpoint::Failpoint;
 use dewar::runner::{Options, Runner, RunnerError};
-use dewar::sys::fs::inherited;
+use dewar::sys::fds::inherited;
 use dewar::task::TaskId;
 
 fn main() -> ExitCode {

@@ -32,7 +32,9 @@ pub(super) struct Dir {
 impl Dir {
     /// Opens the cgroup at the absolute path `path`, no component of which may be a symbolic link.
     pub(super) fn open(path: &Path) -> Result<Self, CgroupError> {
-        let how = OpenHow::new().flags(DIRECTORY).resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+        // With O_NOFOLLOW a link at the end would be ENOTDIR, like a file; so it is ELOOP.
+        let flags = DIRECTORY.difference(OFlag::O_NOFOLLOW);
+        let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
         let fd = openat2(AT_FDCWD, path, how).map_err(|errno| sys("open", path, errno))?;
         let kind = fstatfs(&fd).map_err(|errno| sys("statfs", path, errno))?.filesystem_type();
         if kind != CGROUP2_SUPER_MAGIC {

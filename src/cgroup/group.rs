@@ -183,17 +183,8 @@ impl Cgroup {
             for batch in new.chunks(SIGNAL_BATCH) {
                 let opened = open_all(batch).map_err(failed)?;
                 let members = self.pids()?;
-                for (pid, fd) in opened {
-                    if members.binary_search(&pid).is_err() {
-                        continue;
-                    }
-                    match pidfd::send_signal(fd.as_fd(), signal) {
-                        Ok(()) => {}
-                        Err(Errno::ESRCH) => continue,
-                        Err(errno) => refused = Some(errno),
-                    }
-                    done.push(pid);
-                }
+                let sent = send_to_members(&opened, &members, signal, &mut done);
+                refused = refused.or(sent.err());
             }
             done.sort_unstable();
         }
@@ -241,6 +232,29 @@ fn open_all(pids: &[Pid]) -> Result<Vec<(Pid, OwnedFd)>, Errno> {
     Ok(opened)
 }
 
+/// Sends `signal` to those of `opened` whose pid is among `members`, which were listed after they
+/// were opened; notes in `done` who was reached, or refused it. Returns the last refusal.
+fn send_to_members(
+    opened: &[(Pid, OwnedFd)],
+    members: &[Pid],
+    signal: i32,
+    done: &mut Vec<Pid>,
+) -> Result<(), Errno> {
+    let mut outcome = Ok(());
+    for (pid, fd) in opened {
+        if members.binary_search(pid).is_err() {
+            continue;
+        }
+        match pidfd::send_signal(fd.as_fd(), signal) {
+            Ok(()) => {}
+            Err(Errno::ESRCH) => continue,
+            Err(errno) => outcome = Err(errno),
+        }
+        done.push(*pid);
+    }
+    outcome
+}
+
 /// The processes in the cgroup `dir` itself, in no order.
 pub(super) fn own_pids(dir: &Dir) -> Result<Vec<Pid>, CgroupError> {
     let mut pids = Vec::new();
@@ -259,4 +273,364 @@ fn read_pids(dir: BorrowedFd<'_>, pids: &mut Vec<Pid>) -> Result<(), Errno> {
     let numbers = lines.filter_map(|line| std::str::from_utf8(line).ok()?.parse::<i32>().ok());
     pids.extend(numbers.filter(|&pid| pid > 0).map(Pid::from_raw));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+    use crate::cgroup::scratch::{PATIENCE, Scratch, eventually};
+
+    /// Ignores SIGTERM, leaves its session and its parent, closes what it has, and stays.
+    const DAEMONISED: &str = r#"
+        setsid sh -c 'trap "" TERM HUP INT; (exec >/dev/null 2>&1 </dev/null; exec sleep 600) & echo gone' &
+        wait
+    "#;
+
+    /// Twenty processes, each of which forks the next and exits, so that a pid that was read is
+    /// stale; and orphans beside them. It all ends by itself, lest a defect here outlives the test.
+    const HOPPING: &str = r#"
+        export HOPS=3000 HOP='[ $HOPS -gt 0 ] || exit; HOPS=$((HOPS-1)); sh -c "$HOP" & exit'
+        for n in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do sh -c "$HOP"; done
+        echo hopping; for n in $(seq 3000); do (setsid sh -c : &); done; sleep 600
+    "#;
+
+    fn soon() -> Instant {
+        Instant::now() + PATIENCE
+    }
+
+    /// Blocks until the kernel says that something about `cgroup` has changed.
+    fn is_notified(cgroup: &Cgroup) -> bool {
+        let mut fds = [PollFd::new(cgroup.events_fd(), PollFlags::POLLPRI)];
+        poll(&mut fds, 20_000u16) == Ok(1)
+    }
+
+    #[test]
+    fn a_cgroup_is_populated_while_somebody_lives_in_it() {
+        let scratch = Scratch::new();
+        let leaf = scratch.leaf();
+        assert!(!leaf.is_populated().unwrap());
+
+        let mut inhabitant = scratch.inhabit(leaf.path(), "read line");
+        assert!(leaf.is_populated().unwrap());
+        assert_eq!(leaf.pids().unwrap(), [inhabitant.pid()]);
+        assert!(scratch.task("task").is_populated().unwrap());
+
+        drop(inhabitant.child.stdin.take());
+        assert!(leaf.wait_empty(soon()).unwrap());
+        assert_eq!(leaf.pids().unwrap(), []);
+    }
+
+    #[test]
+    fn the_events_descriptor_tells_of_the_end() {
+        let scratch = Scratch::new();
+        let leaf = scratch.leaf();
+        let mut inhabitant = scratch.inhabit(leaf.path(), "read line");
+        assert!(leaf.is_populated().unwrap());
+
+        drop(inhabitant.child.stdin.take());
+        // The first change may be the late report of the birth.
+        while leaf.is_populated().unwrap() {
+            assert!(is_notified(&leaf));
+        }
+    }
+
+    #[test]
+    fn a_reopened_cgroup_sees_changes_that_the_first_has_seen() {
+        let scratch = Scratch::new();
+        let first = scratch.leaf();
+        let _inhabitant = scratch.inhabit(first.path(), "read line");
+        let second = first.reopen().unwrap();
+        assert!(first.is_populated().unwrap() && second.is_populated().unwrap());
+
+        first.kill().unwrap();
+        assert!(first.wait_empty(soon()).unwrap());
+
+        assert!(is_notified(&second));
+        assert!(!second.is_populated().unwrap());
+    }
+
+    /// attack 23, S18.
+    #[test]
+    fn a_grandchild_that_left_session_and_parent_and_ignores_sigterm_is_killed() {
+        let scratch = Scratch::new();
+        let leaf = scratch.leaf();
+        let mut inhabitant = scratch.inhabit(leaf.path(), DAEMONISED);
+        assert_eq!(inhabitant.line(), "gone");
+        assert!(inhabitant.child.wait().unwrap().success());
+        assert_eq!(leaf.pids().unwrap().len(), 1);
+
+        assert_eq!(leaf.signal(libc::SIGTERM).unwrap(), 1);
+        assert!(leaf.is_populated().unwrap());
+        leaf.kill().unwrap();
+
+        assert!(leaf.wait_empty(soon()).unwrap());
+        assert_eq!(leaf.pids().unwrap(), []);
+        leaf.remove().unwrap();
+    }
+
+    /// attack 24: the main process dies by our signal, whatever became of the others.
+    #[test]
+    fn a_fork_storm_dies_whole() {
+        let scratch = Scratch::new();
+        let leaf = scratch.leaf();
+        let mut inhabitant = scratch.inhabit(leaf.path(), HOPPING);
+        assert_eq!(inhabitant.line(), "hopping");
+
+        leaf.kill().unwrap();
+
+        assert!(leaf.wait_empty(soon()).unwrap());
+        assert_eq!(leaf.pids().unwrap(), []);
+        assert_eq!(inhabitant.child.wait().unwrap().signal(), Some(libc::SIGKILL));
+        leaf.remove().unwrap();
+    }
+
+    #[test]
+    fn a_signal_in_a_fork_storm_comes_back() {
+        let scratch = Scratch::new();
+        let leaf = scratch.leaf();
+        let mut inhabitant = scratch.inhabit(leaf.path(), HOPPING);
+        assert_eq!(inhabitant.line(), "hopping");
+
+        assert!(leaf.signal(libc::SIGCONT).unwrap() > 0);
+    }
+
+    #[test]
+    fn a_task_is_killed_with_all_its_leaves() {
+        let scratch = Scratch::new();
+        let leaf = scratch.leaf();
+        let _inhabitant = scratch.inhabit(leaf.path(), "trap '' TERM; sleep 600");
+
+        let task = scratch.task("task");
+        task.kill().unwrap();
+
+        assert!(task.wait_empty(soon()).unwrap());
+        assert!(!leaf.is_populated().unwrap());
+    }
+
+    /// attack 28, of those that are not in the kernel's own hands.
+    #[test]
+    fn the_stopped_and_the_frozen_die_too() {
+        let scratch = Scratch::new();
+        let leaf = scratch.leaf();
+        let _stopped = scratch.inhabit(leaf.path(), "kill -STOP $$");
+        let _frozen = scratch.inhabit(leaf.path(), "read line");
+        leaf.dir().write("cgroup.freeze", "1").unwrap();
+
+        leaf.kill().unwrap();
+
+        assert!(leaf.wait_empty(soon()).unwrap());
+    }
+
+    #[test]
+    fn a_wait_for_what_does_not_end_is_over_at_its_deadline() {
+        let scratch = Scratch::new();
+        let leaf = scratch.leaf();
+        let _inhabitant = scratch.inhabit(leaf.path(), "read line");
+        let start = Instant::now();
+
+        assert!(!leaf.wait_empty(start + Duration::from_millis(30)).unwrap());
+        assert!(start.elapsed() >= Duration::from_millis(30));
+        assert!(!leaf.wait_empty(start).unwrap());
+    }
+
+    #[test]
+    fn a_signal_reaches_children_in_cgroups_beneath_and_nobody_else() {
+        let scratch = Scratch::new();
+        let leaf = scratch.leaf();
+        let inner = leaf.dir().create("inner").unwrap();
+        let trap = "trap 'echo caught; exit' USR1; echo ready; while :; do read line; done";
+        let mut outside = scratch.inhabit(scratch.task("other").path(), trap);
+        let mut above = scratch.inhabit(leaf.path(), trap);
+        let mut beneath = scratch.inhabit(inner.path(), trap);
+        for shell in [&mut outside, &mut above, &mut beneath] {
+            assert_eq!(shell.line(), "ready");
+        }
+
+        assert_eq!(leaf.signal(libc::SIGUSR1).unwrap(), 2);
+
+        assert_eq!(above.line(), "caught");
+        assert_eq!(beneath.line(), "caught");
+        assert!(outside.child.try_wait().unwrap().is_none());
+        // What is outside has not heard of it: it dies with another signal.
+        outside.child.kill().unwrap();
+        assert_eq!(outside.rest(), "");
+    }
+
+    #[test]
+    fn more_processes_are_signalled_than_are_held_at_one_time() {
+        let scratch = Scratch::new();
+        let leaf = scratch.leaf();
+        let count = SIGNAL_BATCH * 2 + 3;
+        let script = format!(
+            "for n in $(seq {count}); do sleep 600 & done; echo ready; wait; echo all of them"
+        );
+        let mut inhabitant = scratch.inhabit(leaf.path(), &format!("trap : TERM; {script}"));
+        assert_eq!(inhabitant.line(), "ready");
+        // The children are there, whether or not they have become `sleep` yet.
+        assert_eq!(leaf.pids().unwrap().len(), count + 1);
+
+        assert_eq!(leaf.signal(libc::SIGKILL).unwrap(), count + 1);
+
+        assert!(leaf.wait_empty(soon()).unwrap());
+    }
+
+    /// attack 42: between the list and the signal a stranger was given the pid of one that died.
+    #[test]
+    fn a_stranger_that_was_opened_by_a_stale_pid_is_not_signalled() {
+        let scratch = Scratch::new();
+        let leaf = scratch.leaf();
+        let mut inside = scratch.inhabit(leaf.path(), "read line");
+        let mut stranger = scratch.inhabit(scratch.dir().path(), "read line");
+        let opened = open_all(&[inside.pid(), stranger.pid()]).unwrap();
+        let mut done = Vec::new();
+
+        send_to_members(&opened, &leaf.pids().unwrap(), libc::SIGKILL, &mut done).unwrap();
+
+        assert_eq!(done, [inside.pid()]);
+        assert_eq!(inside.child.wait().unwrap().signal(), Some(libc::SIGKILL));
+        drop(stranger.child.stdin.take());
+        assert_eq!(stranger.child.wait().unwrap().code(), Some(1));
+    }
+
+    #[test]
+    fn a_signal_that_does_not_exist_is_an_error() {
+        let scratch = Scratch::new();
+        let leaf = scratch.leaf();
+        let mut inhabitant = scratch.inhabit(leaf.path(), "read line");
+
+        let error = leaf.signal(4096).unwrap_err();
+
+        let text = format!("signal the processes of {}", leaf.path().display());
+        assert_eq!(error.to_string(), text);
+        assert!(matches!(error, CgroupError::Sys { errno: Errno::EINVAL, .. }));
+        assert!(inhabitant.child.try_wait().unwrap().is_none());
+    }
+
+    #[test]
+    fn usage_has_the_time_that_was_spent() {
+        let scratch = Scratch::new();
+        let leaf = scratch.leaf();
+        assert_eq!(leaf.usage().cpu_usec, Some(0));
+        let spin = "n=0; while [ $n -lt 20000 ]; do n=$((n+1)); done; exit";
+
+        let mut inhabitant = scratch.inhabit(leaf.path(), spin);
+        inhabitant.child.wait().unwrap();
+
+        let usage = leaf.usage();
+        assert!(usage.cpu_usec.unwrap() > 1000, "{usage:?}");
+        let parts = usage.cpu_user_usec.unwrap() + usage.cpu_system_usec.unwrap();
+        assert!(parts.abs_diff(usage.cpu_usec.unwrap()) <= 1, "{usage:?}");
+        assert_eq!(usage.memory_peak.is_some(), leaf.dir().has("memory.peak"));
+        assert!(scratch.task("task").usage().cpu_usec >= usage.cpu_usec);
+    }
+
+    #[test]
+    fn what_is_populated_is_not_removed() {
+        let scratch = Scratch::new();
+        let leaf = scratch.leaf();
+        let _inhabitant = scratch.inhabit(leaf.path(), "read line");
+
+        for cgroup in [&leaf, &*scratch.task("task")] {
+            let error = cgroup.remove().unwrap_err();
+
+            let text = format!("{} still holds processes", cgroup.path().display());
+            assert_eq!(error.to_string(), text);
+        }
+        assert!(leaf.is_populated().unwrap());
+    }
+
+    #[test]
+    fn a_cgroup_is_removed_before_its_dead_are_reaped() {
+        let scratch = Scratch::new();
+        let leaf = scratch.leaf();
+        let _zombie = scratch.inhabit(leaf.path(), "read line");
+
+        leaf.kill().unwrap();
+        assert!(leaf.wait_empty(soon()).unwrap());
+
+        leaf.remove().unwrap();
+    }
+
+    /// attack 26: what a run built in its leaf goes with it.
+    #[test]
+    fn a_wide_and_deep_tree_is_removed() {
+        let scratch = Scratch::new();
+        let leaf = scratch.leaf();
+        let mut deep = leaf.dir().try_clone().unwrap();
+        for _ in 0..300 {
+            deep = deep.create("d").unwrap();
+        }
+        for n in 0..300 {
+            leaf.dir().create(&format!("w{n}")).unwrap();
+        }
+
+        scratch.task("task").remove().unwrap();
+
+        assert!(!leaf.path().exists());
+    }
+
+    #[test]
+    fn a_removed_cgroup_is_empty_for_ever() {
+        let scratch = Scratch::new();
+        let leaf = scratch.leaf();
+
+        leaf.remove().unwrap();
+
+        leaf.remove().unwrap();
+        leaf.kill().unwrap();
+        assert!(!leaf.is_populated().unwrap());
+        assert!(leaf.wait_empty(Instant::now()).unwrap());
+        assert_eq!(leaf.pids().unwrap(), []);
+        assert_eq!(leaf.signal(libc::SIGKILL).unwrap(), 0);
+        assert_eq!(leaf.usage(), crate::cgroup::RawUsage::default());
+    }
+
+    #[test]
+    fn two_that_remove_the_same_tree_are_both_right() {
+        let scratch = Scratch::new();
+        for round in 0..20 {
+            let task = scratch.task(&format!("task{round}"));
+            for n in 0..20 {
+                task.dir().create(&format!("child{n}")).unwrap().create("grandchild").unwrap();
+            }
+            let other = task.reopen().unwrap();
+
+            std::thread::scope(|scope| {
+                let there = scope.spawn(|| other.remove());
+                task.remove().unwrap();
+                there.join().unwrap().unwrap();
+            });
+        }
+    }
+
+    /// What the kernel kills does not keep the cgroup from being told empty for long.
+    #[test]
+    fn a_young_cgroup_is_known_to_be_empty_before_the_kernel_tells() {
+        let scratch = Scratch::new();
+        let mut times = Vec::new();
+        for run in 0..9 {
+            let task = scratch.task(&format!("young{run}"));
+            let _inhabitant = scratch.inhabit(task.path(), "read line");
+            let start = Instant::now();
+            task.kill().unwrap();
+            assert!(task.wait_empty(soon()).unwrap());
+            times.push(start.elapsed());
+        }
+        times.sort_unstable();
+        assert!(times[4] < Duration::from_millis(8), "{times:?}");
+    }
+
+    #[test]
+    fn pids_lists_a_process_that_has_just_been_forked() {
+        let scratch = Scratch::new();
+        let leaf = scratch.leaf();
+        let inhabitant = scratch.inhabit(leaf.path(), "sleep 600 & wait");
+
+        eventually("the fork", || leaf.pids().unwrap().len() == 2);
+
+        assert!(leaf.pids().unwrap().contains(&inhabitant.pid()));
+        assert!(leaf.pids().unwrap().is_sorted());
+    }
 }

@@ -37,6 +37,8 @@ mod group;
 mod host;
 mod limits;
 #[cfg(test)]
+mod oracle;
+#[cfg(test)]
 mod scratch;
 mod task;
 mod usage;

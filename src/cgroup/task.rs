@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::ops::Deref;
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -11,7 +12,6 @@ use super::dir::Dir;
 use super::{Cgroup, CgroupError, controllers};
 use crate::sys::xattr;
 use crate::task::{ProcessName, TaskId};
-use std::os::fd::AsFd;
 
 /// The leaf of one run: everything that it ever forks.
 pub type Leaf = Cgroup;
@@ -88,4 +88,164 @@ impl Deref for TaskCgroup {
 /// it, so that no two runs share one.
 fn leaf_name(process: &ProcessName, run: u32) -> String {
     format!("{process}.{run}")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+    use super::*;
+    use crate::cgroup::scratch::{Scratch, rerun};
+
+    fn id(id: &str) -> TaskId {
+        TaskId::new(id).unwrap()
+    }
+
+    fn process(name: &str) -> ProcessName {
+        ProcessName::new(name).unwrap()
+    }
+
+    #[test]
+    fn a_leaf_is_where_the_design_says() {
+        let scratch = Scratch::new();
+
+        let leaf = scratch.task("t-1").leaf(&process("a web server.1"), 12).unwrap();
+
+        let expected = scratch.dir().path().join("tasks/t-1/a web server.1.12");
+        assert_eq!(leaf.path(), expected);
+        assert!(expected.join("cgroup.procs").exists());
+    }
+
+    #[test]
+    fn making_is_opening_where_it_is_there() {
+        let scratch = Scratch::new();
+        let first = scratch.task("task");
+        let _inhabitant =
+            scratch.inhabit(first.leaf(&process("p"), 0).unwrap().path(), "read line");
+
+        let again = scratch.task("task").leaf(&process("p"), 0).unwrap();
+
+        assert!(again.is_populated().unwrap());
+    }
+
+    #[test]
+    fn a_leaf_that_was_not_made_is_not_there() {
+        let scratch = Scratch::new();
+        let task = scratch.task("task");
+        task.leaf(&process("p"), 1).unwrap();
+
+        assert!(task.open_leaf(&process("p"), 0).unwrap().is_none());
+        assert!(task.open_leaf(&process("p"), 1).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_task_cannot_take_the_name_of_a_file_of_the_kernel() {
+        let scratch = Scratch::new();
+        let tasks = scratch.dir().path().join("tasks");
+
+        for name in ["cgroup.procs", "cpu.stat", "cgroup.kill"] {
+            let error = scratch.base().task(&id(name)).unwrap_err();
+
+            let text = format!(
+                "{name:?} cannot name a cgroup: in {} the kernel keeps that name for a file of its own",
+                tasks.display()
+            );
+            assert_eq!(error.to_string(), text);
+        }
+        assert!(scratch.base().task(&id("cpu.0")).is_ok());
+    }
+
+    #[test]
+    fn the_longest_names_fit() {
+        let scratch = Scratch::new();
+        let longest = "n".repeat(crate::task::NAME_MAX);
+
+        scratch.task(&longest).leaf(&process(&longest), u32::MAX).unwrap();
+    }
+
+    #[test]
+    fn a_recorded_cgroup_is_found_again_with_what_lives_in_it() {
+        let scratch = Scratch::new();
+        let task = scratch.task("task");
+        let leaf = task.leaf(&process("p"), 3).unwrap();
+        let inhabitant = scratch.inhabit(leaf.path(), "read line");
+
+        let adopted = TaskCgroup::open_existing(task.path(), &id("task")).unwrap().unwrap();
+
+        let leaf = adopted.open_leaf(&process("p"), 3).unwrap().unwrap();
+        assert_eq!(leaf.pids().unwrap(), [inhabitant.pid()]);
+    }
+
+    #[test]
+    fn a_recorded_cgroup_that_is_gone_is_none() {
+        let scratch = Scratch::new();
+        let task = scratch.task("task");
+        task.remove().unwrap();
+
+        assert!(TaskCgroup::open_existing(task.path(), &id("task")).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_recorded_path_that_is_not_the_tasks_own_is_refused() {
+        let scratch = Scratch::new();
+        let tasks = scratch.dir().path().join("tasks");
+        scratch.task("task");
+        scratch.task("other");
+
+        let paths = [tasks.join("other"), tasks.join("other/../task/.."), tasks.clone()];
+        for path in paths.iter().map(|path| path.as_path()).chain([Path::new("tasks/task")]) {
+            let error = TaskCgroup::open_existing(path, &id("task")).unwrap_err();
+
+            let text = format!(
+                "{} is not the cgroup of task task: it does not end in tasks/task",
+                path.display()
+            );
+            assert_eq!(error.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn a_recorded_path_outside_of_cgroup_v2_or_behind_a_link_is_refused() {
+        let scratch = Scratch::new();
+        scratch.task("task");
+        let outside = std::env::temp_dir().join(scratch.dir().path().file_name().unwrap());
+        std::fs::create_dir_all(outside.join("tasks/task")).unwrap();
+        std::os::unix::fs::symlink(scratch.dir().path(), outside.join("link")).unwrap();
+
+        let plain = TaskCgroup::open_existing(&outside.join("tasks/task"), &id("task"));
+        let linked = TaskCgroup::open_existing(&outside.join("link/tasks/task"), &id("task"));
+
+        std::fs::remove_dir_all(&outside).unwrap();
+        assert!(matches!(plain, Err(CgroupError::NotCgroup2(_))), "{plain:?}");
+        assert!(matches!(linked, Err(CgroupError::Sys { errno: Errno::ELOOP, .. })), "{linked:?}");
+    }
+
+    /// attack 36, in a process of its own: the limit is the process's.
+    #[test]
+    #[ignore = "run by another test"]
+    fn probe_without_descriptors() {
+        let scratch = Scratch::new();
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        let lowest_free = scratch.dir().try_clone().unwrap().as_fd().as_raw_fd();
+
+        setrlimit(Resource::RLIMIT_NOFILE, lowest_free.try_into().unwrap(), hard).unwrap();
+        let error = scratch.dir().create("half").unwrap_err();
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+
+        assert!(matches!(error, CgroupError::Sys { errno: Errno::EMFILE, .. }), "{error:?}");
+        assert!(!scratch.dir().path().join("half").exists());
+        println!("\nprobe: done");
+    }
+
+    #[test]
+    fn a_cgroup_that_cannot_be_opened_is_not_left_behind() {
+        let scratch = Scratch::new();
+        let name = "cgroup::task::tests::probe_without_descriptors";
+
+        let output = scratch.inhabit(scratch.dir().path(), &rerun("", "", name)).rest();
+
+        assert!(output.contains("\nprobe: done\n"), "{output}");
+    }
 }

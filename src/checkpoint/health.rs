@@ -87,3 +87,67 @@ fn chain(error: &dyn Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::checkpoint::testing::{Bytes, life, root, runner, stream};
+
+    fn examine_bytes(bytes: &[u8]) -> (Vec<Record>, Health, PathBuf) {
+        let (_dir, root) = root();
+        fs::write(root.stream(&runner()), bytes).unwrap();
+        let mut records = Vec::new();
+        let health = examine(&root, &runner(), |record| records.push(record)).unwrap();
+        (records, health, root.stream(&runner()))
+    }
+
+    #[test]
+    fn a_sound_stream_is_replayed() {
+        let Bytes { bytes, bounds } = stream(&runner(), &life());
+
+        let (records, health, _) = examine_bytes(&bytes[..bounds[4] + 5]);
+
+        assert_eq!(records, life()[..4]);
+        assert_eq!(health, Health::Sound { records: 4, torn_bytes: 5 });
+    }
+
+    /// Scenario S30.
+    #[test]
+    fn a_corrupt_stream_is_quarantined_with_file_offset_and_reason() {
+        let Bytes { mut bytes, bounds } = stream(&runner(), &life());
+        bytes[bounds[2] + 15] ^= 1;
+
+        let (records, health, file) = examine_bytes(&bytes);
+
+        let offset = bounds[2] as u64;
+        let why = "the checksum of a frame is wrong".to_owned();
+        assert_eq!(records, life()[..2]);
+        assert_eq!(health, Health::Corrupt(Corruption { file, offset, why }));
+    }
+
+    /// Attack 41.
+    #[test]
+    fn a_stream_of_a_later_format_is_quarantined() {
+        let Bytes { mut bytes, bounds } = stream(&runner(), &[]);
+        bytes[8] = 9;
+        let crc = crc32c::crc32c(&bytes[..bounds[0] - 4]);
+        bytes[bounds[0] - 4..].copy_from_slice(&crc.to_le_bytes());
+
+        let (_, health, file) = examine_bytes(&bytes);
+
+        let Health::Corrupt(corruption) = health else { panic!("{health:?}") };
+        let expected = format!("{}: byte 0: format version 9 is of a later dewar", file.display());
+        assert_eq!(corruption.to_string(), expected);
+    }
+
+    #[test]
+    fn a_missing_stream_is_not_corrupt() {
+        let (_dir, root) = root();
+
+        let error = examine(&root, &runner(), |_| {}).unwrap_err();
+
+        assert!(matches!(error, ReadError::Missing { .. }));
+    }
+}

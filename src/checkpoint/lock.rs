@@ -64,4 +64,10 @@ impl Locked {
     pub(super) fn file(&self) -> &File {
         &self.file
     }
+
+    /// Puts another file in the place of the stream, to see calls fail.
+    #[cfg(test)]
+    pub(super) fn swap(&mut self, file: &mut File) {
+        std::mem::swap(&mut self.file, file);
+    }
 }

@@ -21,6 +21,8 @@
 
 mod file;
 pub mod frame;
+#[cfg(test)]
+mod golden;
 pub mod health;
 pub mod identity;
 pub mod lock;

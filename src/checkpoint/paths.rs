@@ -230,3 +230,134 @@ pub(super) fn sync_tasks(root: &Root) -> Result<(), IoError> {
     sync_dir(&root.tasks(Place::Finished))?;
     sync_dir(&root.tasks(Place::Active))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::testing::{TempDir, given_directory, other_half, root, task};
+
+    fn mode(path: impl AsRef<Path>) -> u32 {
+        fs::metadata(path).unwrap().mode() & 0o7777
+    }
+
+    #[test]
+    fn every_path_is_where_it_was_promised() {
+        let root = Root::new("/r").unwrap();
+        let (id, process) = (task("t"), ProcessName::new("a b").unwrap());
+        let identity = Identity::coordinator(id.clone(), process.clone());
+
+        let paths = [
+            root.task(Place::Active, &id),
+            root.task(Place::Finished, &id),
+            root.runner(&id),
+            root.coordinator(&id, &process),
+            root.stream(&identity),
+            root.control(&id),
+            root.sandbox(&id),
+        ];
+
+        let expected = [
+            "/r/tasks/active/t",
+            "/r/tasks/finished/t",
+            "/r/checkpoints/t/runner",
+            "/r/checkpoints/t/coordinator.a b",
+            "/r/checkpoints/t/coordinator.a b",
+            "/r/checkpoints/t/control",
+            "/r/sandboxes/t",
+        ];
+        assert_eq!(paths, expected.map(PathBuf::from));
+    }
+
+    #[test]
+    fn a_relative_root_is_taken_from_the_working_directory() {
+        let expected = std::env::current_dir().unwrap().join("state");
+
+        assert_eq!(Root::new("state").unwrap().path(), expected);
+        assert!(Root::new("").is_err());
+    }
+
+    /// Runs in a process of its own, for the umask is the process's.
+    #[test]
+    #[ignore = "run by modes_do_not_depend_on_the_umask"]
+    fn make_with_an_odd_umask() {
+        let Some(dir) = given_directory() else { return };
+        nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o277));
+        let root = Root::new(dir.join("state")).unwrap();
+
+        root.create().unwrap();
+        root.create_checkpoint(&task("t")).unwrap();
+    }
+
+    #[test]
+    fn modes_do_not_depend_on_the_umask() {
+        let dir = TempDir::new();
+        let name = "checkpoint::paths::tests::make_with_an_odd_umask";
+        let made = other_half(name, dir.path()).output().unwrap();
+        assert!(made.status.success(), "{made:?}");
+
+        let modes = [
+            "",
+            "tasks",
+            "tasks/active",
+            "tasks/finished",
+            "checkpoints",
+            "checkpoints/t",
+            "sandboxes",
+        ]
+        .map(|path| mode(dir.path().join("state").join(path)));
+
+        assert_eq!(modes, [0o755, 0o700, 0o700, 0o700, 0o700, 0o700, 0o711]);
+    }
+
+    #[test]
+    fn a_root_is_made_with_what_is_missing_above_it_and_kept_as_it_is() {
+        let dir = TempDir::new();
+        let root = Root::new(dir.path().join("a/b/c")).unwrap();
+        root.create().unwrap();
+        fs::set_permissions(root.path().join("sandboxes"), Permissions::from_mode(0o755)).unwrap();
+
+        root.create().unwrap();
+
+        assert_eq!(mode(root.path().join("sandboxes")), 0o755);
+    }
+
+    /// Attack 53: modes are verified at the start.
+    #[test]
+    fn a_directory_that_others_can_write_is_refused() {
+        let (_dir, root) = root();
+        let path = root.path().join("checkpoints");
+        fs::set_permissions(&path, Permissions::from_mode(0o770)).unwrap();
+
+        let error = root.create().unwrap_err();
+
+        let uid = nix::unistd::geteuid();
+        let expected = format!(
+            "{} belongs to uid {uid} and has mode 770: it must be ours or root's, and writable by its owner alone",
+            path.display()
+        );
+        assert_eq!(error.to_string(), expected);
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_a_directory_is_refused() {
+        let (dir, root) = root();
+        let path = root.checkpoint(&task("u"));
+        std::os::unix::fs::symlink(dir.path(), &path).unwrap();
+
+        let error = root.create_checkpoint(&task("u")).unwrap_err();
+
+        assert!(matches!(error, RootError::Io(_)), "{error}");
+    }
+
+    #[test]
+    fn the_tasks_of_a_root_are_listed_in_order() {
+        let (_dir, root) = root();
+        for name in ["b", "a", ".c", "two words"] {
+            fs::write(root.tasks(Place::Active).join(name), "").unwrap();
+        }
+
+        assert_eq!(root.list(Place::Active).unwrap(), [task("a"), task("b")]);
+        assert_eq!(root.list(Place::Finished).unwrap(), []);
+        assert_eq!(Root::new("/nowhere").unwrap().list(Place::Active).unwrap(), []);
+    }
+}

@@ -296,33 +296,38 @@ impl Cursor {
         let Some(seed) = self.begin(file)? else {
             return Ok(None);
         };
+        // A writer that ran out of space takes back the part of a record that it wrote, and later writes another there.
+        // So what an earlier call has left of a part does not count: it is read anew before anything is said of it.
+        let mut is_fresh = self.chunk.bytes().is_empty();
         loop {
-            match frame::decode(seed, self.position.seq, self.chunk.bytes()) {
-                Ok(Frame { record, length }) => {
-                    self.chunk.consume(length);
-                    self.position.offset += length as u64;
-                    self.position.seq += 1;
-                    return Ok(Some(record));
-                }
-                Err(Stop::Incomplete { needed }) => {
-                    if !self.fill(file, needed)? {
-                        return Ok(None);
-                    }
-                }
-                Err(Stop::Bad(_)) => {
-                    // A writer that ran out of space takes back the part of a record that it wrote, and later writes
-                    // something else there: what was read in two halves may be of two records. Read it again.
-                    self.chunk.clear();
-                    match self.rest(file, seed)? {
-                        Rest::Record => {}
-                        Rest::Empty | Rest::Torn => return Ok(None),
-                        Rest::Corrupt(flaw) => {
-                            return Err(self.corrupt(self.position.offset, flaw));
-                        }
-                    }
-                }
+            let stop = match frame::decode(seed, self.position.seq, self.chunk.bytes()) {
+                Ok(frame) => return Ok(Some(self.pass(frame))),
+                Err(stop) => stop,
+            };
+            if let Stop::Incomplete { needed } = stop
+                && self.fill(file, needed)?
+            {
+                continue;
+            }
+            self.chunk.clear();
+            match stop {
+                _ if !is_fresh => is_fresh = true,
+                Stop::Incomplete { .. } => return Ok(None),
+                Stop::Bad(_) => match self.rest(file, seed)? {
+                    Rest::Record => {}
+                    Rest::Empty | Rest::Torn => return Ok(None),
+                    Rest::Corrupt(flaw) => return Err(self.corrupt(self.position.offset, flaw)),
+                },
             }
         }
+    }
+
+    /// Goes on behind a frame that was decoded.
+    fn pass(&mut self, frame: Frame) -> Record {
+        self.chunk.consume(frame.length);
+        self.position.offset += frame.length as u64;
+        self.position.seq += 1;
+        frame.record
     }
 
     pub(super) fn tail(&mut self, file: &File) -> Result<Tail, ReadError> {
@@ -354,13 +359,11 @@ impl Cursor {
         Ok(frame::classify(seed, seq, &bytes, more))
     }
 
-    /// Reads on until a frame of `needed` bytes is whole. If the file does not have that much, says no and forgets
-    /// the part that is there, which may be taken back.
+    /// Reads on until a frame of `needed` bytes is whole. If the file does not have that much, says no.
     fn fill(&mut self, file: &File, needed: usize) -> Result<bool, ReadError> {
         if needed > CHUNK_MAX {
             let size = self.size(file)?;
             if size < self.position.offset + needed as u64 {
-                self.chunk.clear();
                 return Ok(false);
             }
         }
@@ -369,13 +372,9 @@ impl Cursor {
             let read = retry(|| file.read_at(self.chunk.room(needed), offset))
                 .map_err(|source| IoError::new("pread", &self.path, source))?;
             if read == 0 {
-                self.chunk.clear();
                 let size = self.size(file)?;
-                return if size < self.position.offset {
-                    Err(self.shrunk(size))
-                } else {
-                    Ok(false)
-                };
+                let is_shorter = size < self.position.offset;
+                return if is_shorter { Err(self.shrunk(size)) } else { Ok(false) };
             }
             self.chunk.extend(read);
         }
@@ -487,5 +486,319 @@ pub(super) fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T>
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             result => return result,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::Write;
+
+    use super::*;
+    use crate::checkpoint::testing::{
+        Bytes, TempDir, at, coordinator, entered, launch, life, root, runner, sequence, stream,
+    };
+    use crate::checkpoint::{OpenError, Writer};
+    use crate::proto::TaskState;
+
+    /// A stream with these bytes, and a reader of it.
+    fn reader(root: &Root, bytes: &[u8]) -> Reader {
+        fs::write(root.stream(&runner()), bytes).unwrap();
+        Reader::open(root, &runner()).unwrap()
+    }
+
+    fn all(reader: &mut Reader) -> Vec<Record> {
+        std::iter::from_fn(|| reader.next_record().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_live_stream_is_followed_by_whole_records() {
+        let (_dir, root) = root();
+        let path = root.stream(&runner());
+        fs::write(&path, []).unwrap();
+        let mut reader = Reader::open(&root, &runner()).unwrap();
+        let mut file = File::options().append(true).open(&path).unwrap();
+        let Bytes { bytes, bounds } = stream(&runner(), &life());
+
+        for (at, byte) in bytes.iter().enumerate() {
+            file.write_all(&[*byte]).unwrap();
+            let whole = bounds[1..].iter().position(|bound| *bound == at + 1);
+
+            let record = reader.next_record().unwrap();
+
+            assert_eq!(record, whole.map(|index| life()[index].clone()), "after byte {at}");
+        }
+        assert_eq!(reader.tail().unwrap(), Tail::Clean);
+        assert_eq!(reader.position().offset(), bytes.len() as u64);
+    }
+
+    #[test]
+    fn what_is_not_flushed_is_not_there() {
+        let (_dir, root) = root();
+        let mut writer = Writer::create(&root, coordinator()).unwrap();
+        let mut reader = Reader::open(&root, &coordinator()).unwrap();
+
+        let appended = writer.append(entered(TaskState::Active), at(1)).unwrap();
+        assert_eq!(reader.next_record().unwrap(), None);
+        writer.flush().unwrap();
+
+        assert_eq!(reader.next_record().unwrap(), Some(appended));
+        assert_eq!(reader.position(), writer.position());
+    }
+
+    /// The first bytes that a reader saw belonged to a record that was taken back for want of space.
+    #[test]
+    fn half_a_record_that_is_replaced_is_read_anew() {
+        for seen in 1..60 {
+            let (_dir, root) = root();
+            let path = root.stream(&runner());
+            let [short, long] =
+                [life(), sequence([launch(3000)])].map(|records| stream(&runner(), &records[..1]));
+            let torn = &long.bytes[..long.bounds[0] + seen];
+            let mut reader = reader(&root, torn);
+            assert_eq!(reader.next_record().unwrap(), None);
+            assert_eq!(reader.tail().unwrap(), Tail::Torn { bytes: seen as u64 });
+
+            fs::write(&path, &short.bytes).unwrap();
+
+            assert_eq!(all(&mut reader), life()[..1], "after {seen} bytes");
+        }
+    }
+
+    /// As before, but the part was read together with a record before it.
+    #[test]
+    fn half_a_record_behind_another_that_is_replaced_is_read_anew() {
+        let [old, new] = [3000, 1000].map(|length| {
+            let mut records = life();
+            records[1].kind = Some(launch(length));
+            (stream(&runner(), &records), records)
+        });
+        for seen in (1..60).chain([500, 1500, 2500]) {
+            let (_dir, root) = root();
+            let end = old.0.bounds[1];
+            let mut reader = reader(&root, &old.0.bytes[..end + seen]);
+            reader.next_record().unwrap().unwrap();
+
+            fs::write(root.stream(&runner()), &new.0.bytes[..new.0.bounds[2]]).unwrap();
+
+            assert_eq!(reader.next_record().unwrap(), Some(new.1[1].clone()), "after {seen} bytes");
+        }
+    }
+
+    #[test]
+    fn records_of_any_length_are_read_in_order() {
+        let (_dir, root) = root();
+        let lengths = [10, 4000, 70_000, 1, 3_000_000, 65_528, 9];
+        let records = sequence(lengths.map(launch));
+
+        let mut reader = reader(&root, &stream(&runner(), &records).bytes);
+
+        assert_eq!(all(&mut reader), records);
+        assert_eq!(reader.tail().unwrap(), Tail::Clean);
+    }
+
+    #[test]
+    fn a_long_stream_is_replayed_whole() {
+        let (_dir, root) = root();
+        let records = sequence((0..20_000).map(|_| entered(TaskState::Active)));
+        let mut reader = reader(&root, &stream(&runner(), &records).bytes);
+        let mut due = 0;
+
+        let tail = reader.replay(|record| {
+            assert_eq!(record.seq, due);
+            due += 1;
+        });
+
+        assert_eq!((tail.unwrap(), due), (Tail::Clean, 20_000));
+    }
+
+    #[test]
+    fn a_reader_that_has_caught_up_holds_no_memory() {
+        let (_dir, root) = root();
+        let mut reader = reader(&root, &stream(&runner(), &life()).bytes);
+
+        all(&mut reader);
+
+        assert_eq!(reader.cursor.chunk.buffer.capacity(), 0);
+    }
+
+    /// Attack 38: nothing is allocated from a length that nothing vouches for.
+    #[test]
+    fn a_length_beyond_the_file_costs_no_memory() {
+        let (_dir, root) = root();
+        let Bytes { mut bytes, bounds } = stream(&runner(), &life()[..1]);
+        bytes.truncate(bounds[0]);
+        bytes.extend_from_slice(&(frame::RECORD_MAX as u32).to_le_bytes());
+        bytes.extend_from_slice(&[1; 100]);
+        let mut reader = reader(&root, &bytes);
+
+        assert!(reader.cursor.fill(&reader.file, 8).unwrap());
+        assert!(!reader.cursor.fill(&reader.file, FRAME_MAX).unwrap());
+
+        let capacity = reader.cursor.chunk.buffer.capacity();
+        assert!(capacity <= CHUNK_MAX, "{capacity}");
+        assert_eq!(reader.next_record().unwrap(), None);
+        assert_eq!(reader.tail().unwrap(), Tail::Torn { bytes: 104 });
+    }
+
+    #[test]
+    fn a_stream_that_became_shorter_is_an_error() {
+        let (_dir, root) = root();
+        let Bytes { bytes, bounds } = stream(&runner(), &life());
+        let mut reader = reader(&root, &bytes);
+        all(&mut reader);
+
+        let file = File::options().write(true).open(root.stream(&runner())).unwrap();
+        file.set_len(bounds[3] as u64).unwrap();
+
+        let next = reader.next_record().unwrap_err().to_string();
+        let path = root.stream(&runner());
+        let expected =
+            format!("{} has {} bytes, after {} were read", path.display(), bounds[3], bytes.len());
+        assert_eq!(next, expected);
+        assert!(matches!(reader.tail(), Err(ReadError::Shrunk { .. })));
+    }
+
+    #[test]
+    fn corruption_is_named_by_file_and_offset_and_stays() {
+        let (_dir, root) = root();
+        let Bytes { mut bytes, bounds } = stream(&runner(), &life());
+        bytes[bounds[2] + 12] ^= 4;
+        let mut reader = reader(&root, &bytes);
+        reader.next_record().unwrap();
+        reader.next_record().unwrap();
+
+        for _ in 0..2 {
+            let error = reader.next_record().unwrap_err();
+
+            let path = root.stream(&runner());
+            let expected = format!("{} is corrupt at byte {}", path.display(), bounds[2]);
+            assert_eq!(error.to_string(), expected);
+        }
+    }
+
+    /// A follower waits for a frame that is not whole; who knows that the writer is dead sees that it never will be.
+    #[test]
+    fn a_damaged_length_shows_in_the_tail_of_a_dead_stream() {
+        let (_dir, root) = root();
+        let Bytes { mut bytes, bounds } = stream(&runner(), &life());
+        bytes[bounds[2] + 2] = 0x10;
+        let mut reader = reader(&root, &bytes);
+
+        assert_eq!(all(&mut reader), life()[..2]);
+
+        let error = reader.tail().unwrap_err();
+        assert!(
+            matches!(error, ReadError::Corrupt { offset, .. } if offset == bounds[2] as u64),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn unread_records_are_no_tail() {
+        let (_dir, root) = root();
+        let mut reader = reader(&root, &stream(&runner(), &life()).bytes);
+
+        assert_eq!(reader.tail().unwrap(), Tail::Unread);
+    }
+
+    /// Attack 38: zeros and holes far longer than any frame.
+    #[test]
+    fn zeros_of_any_length_are_torn_unless_something_follows_them() {
+        let (_dir, root) = root();
+        let bytes = stream(&runner(), &life()).bytes;
+        let mut reader = reader(&root, &bytes);
+        let file = File::options().write(true).open(root.stream(&runner())).unwrap();
+        let size = bytes.len() as u64 + 2 * FRAME_MAX as u64;
+        file.set_len(size).unwrap();
+
+        assert_eq!(all(&mut reader), life());
+        assert_eq!(reader.tail().unwrap(), Tail::Torn { bytes: 2 * FRAME_MAX as u64 });
+
+        file.write_at(&[1], size).unwrap();
+        assert!(matches!(reader.tail(), Err(ReadError::Corrupt { .. })));
+    }
+
+    #[test]
+    fn a_header_that_is_not_whole_is_torn() {
+        let (_dir, root) = root();
+        let Bytes { bytes, bounds } = stream(&runner(), &[]);
+        for cut in 0..bounds[0] {
+            let mut reader = reader(&root, &bytes[..cut]);
+
+            assert_eq!(reader.next_record().unwrap(), None);
+            assert_eq!(reader.identity(), None);
+            let expected = if cut == 0 { Tail::Clean } else { Tail::Torn { bytes: cut as u64 } };
+            assert_eq!(reader.tail().unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn a_reader_goes_on_where_another_has_been() {
+        let (_dir, root) = root();
+        let mut first = reader(&root, &stream(&runner(), &life()).bytes);
+        first.next_record().unwrap();
+        first.next_record().unwrap();
+
+        let mut second = Reader::open_file(root.stream(&runner())).unwrap();
+        second.seek(first.position());
+
+        assert_eq!(second.identity(), Some(&runner()));
+        assert_eq!(all(&mut second), life()[2..]);
+    }
+
+    /// Attacks 38, 40.
+    #[test]
+    fn a_stream_that_was_put_in_the_place_of_another_is_not_read() {
+        let (_dir, root) = root();
+        fs::write(root.stream(&runner()), stream(&coordinator(), &life()).bytes).unwrap();
+
+        let error = Reader::open(&root, &runner()).unwrap_err();
+
+        assert!(matches!(error, ReadError::Corrupt { offset: 0, flaw: Flaw::Identity(_), .. }));
+        assert!(Reader::open_file(root.stream(&runner())).is_ok());
+    }
+
+    #[test]
+    fn what_is_no_stream_is_refused_without_blocking() {
+        let dir = TempDir::new();
+        let path = |name| dir.path().join(name);
+        nix::unistd::mkfifo(&path("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        fs::write(path("text"), "[2024-01-01] started\n").unwrap();
+        std::os::unix::fs::symlink(path("text"), path("link")).unwrap();
+
+        let open = |name| Reader::open_file(path(name)).unwrap_err();
+
+        assert!(matches!(open("pipe"), ReadError::Io(_)));
+        assert!(matches!(open("link"), ReadError::Io(_)));
+        assert!(matches!(open("gone"), ReadError::Missing { .. }));
+        assert!(matches!(open("text"), ReadError::Corrupt { offset: 0, flaw: Flaw::Magic, .. }));
+    }
+
+    #[test]
+    fn what_was_read_can_be_made_durable_by_its_reader() {
+        let (_dir, root) = root();
+        let mut reader = reader(&root, &stream(&runner(), &life()).bytes);
+
+        reader.sync().unwrap();
+
+        assert!(!reader.unlisted);
+    }
+
+    /// fcntl(2): closing it again would drop the lock of the writer, which is leadership.
+    #[test]
+    fn a_process_does_not_read_the_stream_that_it_leads_by() {
+        let (_dir, root) = root();
+        let writer = Writer::create(&root, runner()).unwrap();
+
+        let error = Reader::open(&root, &runner()).unwrap_err();
+
+        assert!(matches!(error, ReadError::HeldHere { .. }));
+        assert!(matches!(
+            Writer::create(&root, runner()),
+            Err(OpenError::Exists { .. } | OpenError::Read(ReadError::HeldHere { .. }))
+        ));
+        drop(writer);
+        assert!(Reader::open(&root, &runner()).is_ok());
     }
 }

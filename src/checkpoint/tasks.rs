@@ -123,3 +123,105 @@ impl Hidden {
         fs::remove_file(&self.path).map_err(|source| IoError::new("unlink", &self.path, source))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::testing::{root, task};
+
+    fn names(dir: &Path) -> Vec<String> {
+        let name = |entry: fs::DirEntry| entry.file_name().into_string().unwrap();
+        fs::read_dir(dir).unwrap().map(|entry| name(entry.unwrap())).collect()
+    }
+
+    #[test]
+    fn an_accepted_task_is_there_whole_and_alone() {
+        let (_dir, root) = root();
+
+        accept(&root, &task("t"), b"{}").unwrap();
+
+        let path = root.task(Place::Active, &task("t"));
+        assert_eq!(fs::read(&path).unwrap(), b"{}");
+        assert_eq!(
+            std::os::unix::fs::MetadataExt::mode(&fs::metadata(path).unwrap()) & 0o777,
+            0o600
+        );
+        assert_eq!(names(&root.tasks(Place::Active)), ["t"]);
+    }
+
+    /// T63: a takeover with another task is refused.
+    #[test]
+    fn an_active_task_is_not_replaced() {
+        let (_dir, root) = root();
+        accept(&root, &task("t"), b"first").unwrap();
+
+        let error = accept(&root, &task("t"), b"second").unwrap_err();
+
+        assert_eq!(error.to_string(), r#"task "t" is active"#);
+        assert_eq!(fs::read(root.task(Place::Active, &task("t"))).unwrap(), b"first");
+        assert_eq!(names(&root.tasks(Place::Active)), ["t"]);
+    }
+
+    /// T63: a finished task bars a start.
+    #[test]
+    fn a_finished_task_bars_its_id() {
+        let (_dir, root) = root();
+        accept(&root, &task("t"), b"first").unwrap();
+        finish(&root, &task("t")).unwrap();
+
+        let error = accept(&root, &task("t"), b"second").unwrap_err();
+
+        assert_eq!(error.to_string(), r#"task "t" is finished"#);
+        assert!(names(&root.tasks(Place::Active)).is_empty());
+    }
+
+    #[test]
+    fn to_finish_again_changes_nothing() {
+        let (_dir, root) = root();
+        accept(&root, &task("t"), b"{}").unwrap();
+
+        finish(&root, &task("t")).unwrap();
+        finish(&root, &task("t")).unwrap();
+
+        assert_eq!(names(&root.tasks(Place::Finished)), ["t"]);
+        assert!(names(&root.tasks(Place::Active)).is_empty());
+        assert!(finish(&root, &task("u")).unwrap_err().is_missing());
+    }
+
+    #[test]
+    fn what_a_crash_left_half_written_is_used_up() {
+        let (_dir, root) = root();
+        let hidden = root.tasks(Place::Active).join(".t");
+        fs::write(&hidden, "half of something longer").unwrap();
+        assert_eq!(root.list(Place::Active).unwrap(), []);
+
+        accept(&root, &task("t"), b"{}").unwrap();
+
+        assert_eq!(fs::read(root.task(Place::Active, &task("t"))).unwrap(), b"{}");
+        assert!(!hidden.exists());
+    }
+
+    /// Attack 49: one winner.
+    #[test]
+    fn of_many_who_accept_one_id_one_wins() {
+        let (_dir, root) = root();
+
+        let results = std::thread::scope(|scope| {
+            let accept = |n: usize| {
+                let root = &root;
+                scope.spawn(move || accept(root, &task("t"), n.to_string().as_bytes()))
+            };
+            let threads: Vec<_> = (0..8).map(accept).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+        });
+
+        let winners: Vec<_> = (0..8).filter(|n| results[*n].is_ok()).collect();
+        assert_eq!(winners.len(), 1, "{results:?}");
+        let content = fs::read_to_string(root.task(Place::Active, &task("t"))).unwrap();
+        assert_eq!(content, winners[0].to_string());
+        assert_eq!(names(&root.tasks(Place::Active)), ["t"]);
+        for result in results {
+            assert!(matches!(result, Ok(()) | Err(AcceptError::Active(_) | AcceptError::Busy(_))));
+        }
+    }
+}

@@ -282,7 +282,9 @@ impl Writer {
         }
         self.sync_data()?;
         if self.state.unlisted {
-            file::sync_entry(&self.path).inspect_err(|_| self.state.poisoned = true)?;
+            // A directory that could not be opened can be tried again; one that could not be synced cannot.
+            file::sync_entry(&self.path)
+                .inspect_err(|error| self.state.poisoned = error.call == "fsync")?;
             self.state.unlisted = false;
         }
         self.refuse_removed()
@@ -305,11 +307,11 @@ impl Writer {
     /// [`WriteError::NoSpace`]; nothing changed.
     pub fn reserve(&mut self, bytes: u64) -> Result<(), WriteError> {
         self.refuse_poisoned()?;
-        let needed = self.end + self.pending.bytes.len() as u64 + bytes;
+        let needed = bytes.saturating_add(self.end + self.pending.bytes.len() as u64);
         if needed <= self.reserved {
             return Ok(());
         }
-        let until = needed.next_multiple_of(RESERVE_STEP);
+        let until = needed.checked_next_multiple_of(RESERVE_STEP).unwrap_or(needed);
         match allocate(self.locked.file(), self.end, until) {
             Ok(()) | Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => {
                 self.reserved = until;
@@ -548,5 +550,549 @@ fn allocate(file: &File, start: u64, end: u64) -> Result<(), Errno> {
             Err(Errno::EINTR) => {}
             result => return result,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sched::{CloneFlags, unshare};
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    use nix::sys::signal::{SigSet, Signal};
+
+    use super::*;
+    use crate::checkpoint::frame::{Flaw, Rest, Scan, decode_header};
+    use crate::checkpoint::lock::{Holder, holder};
+    use crate::checkpoint::testing::{
+        Bytes, Holding, TempDir, at, coordinator, entered, given_directory, hold, launch, life,
+        other_half, root, root_in, runner, stream,
+    };
+    use crate::proto::TaskState;
+
+    fn create(root: &Root) -> Writer {
+        Writer::create(root, runner()).unwrap()
+    }
+
+    fn append(writer: &mut Writer) -> Record {
+        writer.append(entered(TaskState::Active), at(5)).unwrap()
+    }
+
+    /// The records of a file that must hold nothing else.
+    fn records(root: &Root, identity: &Identity) -> Vec<Record> {
+        let bytes = fs::read(root.stream(identity)).unwrap();
+        let mut scan = Scan::new(&decode_header(&bytes).unwrap(), &bytes);
+        let records = scan.by_ref().collect();
+        assert_eq!(scan.rest(), Rest::Empty);
+        records
+    }
+
+    fn recover(root: &Root) -> Result<(Vec<Record>, Recovered), OpenError> {
+        let mut recovery = Recovery::open(root, runner())?;
+        let mut records = Vec::new();
+        while let Some(record) = recovery.next_record()? {
+            records.push(record);
+        }
+        Ok((records, recovery.finish()?))
+    }
+
+    #[test]
+    fn records_are_numbered_written_and_recovered() {
+        let (_dir, root) = root();
+        let mut writer = create(&root);
+        let appended: Vec<_> = (0..5).map(|_| append(&mut writer)).collect();
+        assert!(writer.is_pending());
+        writer.sync().unwrap();
+        drop(writer);
+
+        let (recovered, Recovered { mut writer, dropped_bytes }) = recover(&root).unwrap();
+
+        assert_eq!(appended.iter().map(|record| record.seq).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
+        assert_eq!(recovered, appended);
+        assert_eq!(dropped_bytes, 0);
+        assert_eq!(append(&mut writer).seq, 5);
+        writer.flush().unwrap();
+        assert_eq!(records(&root, &runner()).len(), 6);
+    }
+
+    #[test]
+    fn a_writer_writes_what_a_stream_is() {
+        let (_dir, root) = root();
+        let mut writer = create(&root);
+        for record in life() {
+            let at = Instant { boot_nanos: record.boot_nanos, unix_nanos: record.unix_nanos };
+            writer.append(record.kind.unwrap(), at).unwrap();
+            writer.flush().unwrap();
+        }
+
+        let bytes = fs::read(root.stream(&runner())).unwrap();
+
+        assert_eq!(bytes, stream(&runner(), &life()).bytes);
+        let mode = fs::metadata(root.stream(&runner())).unwrap().mode();
+        assert_eq!(mode & 0o7777, 0o600);
+    }
+
+    #[test]
+    fn a_flush_is_one_write_and_an_empty_one_none() {
+        let writes = || {
+            let io = fs::read_to_string("/proc/thread-self/io").unwrap();
+            let line = io.lines().find_map(|line| line.strip_prefix("syscw: ")).unwrap();
+            line.parse::<u64>().unwrap()
+        };
+        let (_dir, root) = root();
+        let mut writer = create(&root);
+        (0..100).for_each(|_| drop(append(&mut writer)));
+
+        let before = writes();
+        writer.flush().unwrap();
+        let after = writes();
+        writer.flush().unwrap();
+
+        assert_eq!((after - before, writes() - after), (1, 0));
+    }
+
+    #[test]
+    fn what_is_rolled_back_never_was() {
+        let (_dir, root) = root();
+        let mut writer = create(&root);
+        let first = append(&mut writer);
+        writer.flush().unwrap();
+        append(&mut writer);
+        append(&mut writer);
+
+        assert_eq!(writer.rollback(), 2);
+
+        let second = writer.append(entered(TaskState::Failed), at(9)).unwrap();
+        writer.flush().unwrap();
+        assert_eq!(second.seq, 1);
+        assert_eq!(records(&root, &runner()), [first, second]);
+    }
+
+    #[test]
+    fn a_record_that_is_too_long_is_refused_and_costs_no_number() {
+        let (_dir, root) = root();
+        let mut writer = create(&root);
+
+        let error = writer.append(launch(frame::RECORD_MAX), at(1)).unwrap_err();
+
+        assert!(matches!(error, WriteError::Length(_)), "{error}");
+        assert_eq!(append(&mut writer).seq, 0);
+        writer.flush().unwrap();
+        assert_eq!(records(&root, &runner()).len(), 1);
+    }
+
+    /// Scenario S29, attack 37.
+    #[test]
+    fn a_stream_cut_at_any_byte_is_recovered_and_written_on() {
+        let Bytes { bytes, bounds } = stream(&runner(), &life()[..3]);
+        let (_dir, root) = root();
+        for cut in 0..=bytes.len() {
+            fs::write(root.stream(&runner()), &bytes[..cut]).unwrap();
+            let end = bounds.iter().copied().filter(|bound| *bound <= cut).max().unwrap_or(0);
+
+            let (recovered, Recovered { mut writer, dropped_bytes }) = recover(&root).unwrap();
+
+            assert!(life().starts_with(&recovered));
+            assert_eq!(dropped_bytes, (cut - end) as u64, "cut at {cut}");
+            let appended = append(&mut writer);
+            writer.flush().unwrap();
+            assert_eq!(appended.seq, recovered.len() as u64);
+            assert_eq!(records(&root, &runner()), [recovered, vec![appended]].concat());
+        }
+    }
+
+    /// Scenario S30.
+    #[test]
+    fn a_corrupt_stream_is_not_written_on() {
+        let Bytes { mut bytes, bounds } = stream(&runner(), &life());
+        bytes[bounds[3] + 30] ^= 1;
+        let (_dir, root) = root();
+        fs::write(root.stream(&runner()), &bytes).unwrap();
+
+        let error = recover(&root).unwrap_err();
+        let finished = Recovery::open(&root, runner()).unwrap().finish().unwrap_err();
+
+        for error in [error, finished] {
+            let OpenError::Read(ReadError::Corrupt { path, offset, flaw }) = error else {
+                panic!("{error}");
+            };
+            assert_eq!((path, offset), (root.stream(&runner()), bounds[3] as u64));
+            assert_eq!(flaw, Flaw::Checksum);
+        }
+        assert_eq!(fs::read(root.stream(&runner())).unwrap(), bytes);
+    }
+
+    /// Attack 41: unknown records stop changes.
+    #[test]
+    fn a_stream_with_a_record_of_a_later_dewar_is_not_written_on() {
+        let (_dir, root) = root();
+        let mut later = life();
+        later[4].kind = None;
+        let mut bytes = stream(&runner(), &later).bytes;
+        bytes.extend_from_slice(&[1; 3]);
+        fs::write(root.stream(&runner()), &bytes).unwrap();
+
+        let error = Recovery::open(&root, runner()).unwrap().finish().unwrap_err();
+
+        let path = root.stream(&runner());
+        let expected =
+            format!("{}: record 4 is of a kind that this dewar does not know", path.display());
+        assert_eq!(error.to_string(), expected);
+        assert_eq!(fs::read(path).unwrap(), bytes);
+    }
+
+    #[test]
+    fn a_recovery_that_is_given_up_changes_nothing() {
+        let (_dir, root) = root();
+        let torn = &stream(&runner(), &life()).bytes[..200];
+        fs::write(root.stream(&runner()), torn).unwrap();
+
+        let mut recovery = Recovery::open(&root, runner()).unwrap();
+        recovery.next_record().unwrap();
+        drop(recovery);
+
+        assert_eq!(fs::read(root.stream(&runner())).unwrap(), torn);
+    }
+
+    #[test]
+    fn a_recovery_can_go_on_where_a_reader_has_been() {
+        let (_dir, root) = root();
+        let Bytes { bytes, bounds } = stream(&runner(), &life());
+        fs::write(root.stream(&runner()), bytes).unwrap();
+        let position = Position { offset: bounds[4] as u64, seq: 4 };
+
+        let mut recovery = Recovery::open(&root, runner()).unwrap();
+        recovery.seek(position);
+
+        assert_eq!(recovery.next_record().unwrap(), Some(life().remove(4)));
+        let Recovered { mut writer, .. } = recovery.finish().unwrap();
+        assert_eq!(append(&mut writer).seq, 6);
+        writer.flush().unwrap();
+        assert_eq!(records(&root, &runner()).len(), 7);
+    }
+
+    #[test]
+    fn a_stream_is_created_once() {
+        let (_dir, root) = root();
+        drop(create(&root));
+
+        let error = Writer::create(&root, runner()).unwrap_err();
+
+        assert!(matches!(error, OpenError::Exists { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_missing_stream_is_made_only_on_demand() {
+        let (_dir, root) = root();
+
+        let error = Recovery::open(&root, runner()).unwrap_err();
+        assert!(matches!(error, OpenError::Read(ReadError::Missing { .. })), "{error}");
+
+        let mut writer =
+            Recovery::open_or_create(&root, runner()).unwrap().finish().unwrap().writer;
+        assert_eq!(append(&mut writer).seq, 0);
+        writer.flush().unwrap();
+        assert_eq!(records(&root, &runner()).len(), 1);
+    }
+
+    #[test]
+    #[ignore = "run by the tests of leadership"]
+    fn lead() {
+        let Some(dir) = given_directory() else { return };
+        let mut writer = create(&root_in(&dir));
+        append(&mut writer);
+        writer.sync().unwrap();
+        hold();
+    }
+
+    /// Scenario S26, attack 40; T66.
+    #[test]
+    fn of_two_runners_one_leads_and_the_other_is_told_who() {
+        let dir = TempDir::new();
+        let root = root_in(dir.path());
+        let leader = Holding::start("checkpoint::writer::tests::lead", dir.path());
+
+        let error = Recovery::open(&root, runner()).unwrap_err();
+
+        let path = root.stream(&runner());
+        let expected = format!("{} is locked by process {}", path.display(), leader.pid());
+        assert_eq!(error.to_string(), expected);
+        assert_eq!(holder(&root, &runner()).unwrap(), Some(Holder { pid: Some(leader.pid()) }));
+
+        leader.end();
+        assert_eq!(holder(&root, &runner()).unwrap(), None);
+        assert_eq!(recover(&root).unwrap().0.len(), 1);
+    }
+
+    #[test]
+    fn a_process_does_not_lead_twice_and_keeps_its_lead_by_asking() {
+        let (_dir, root) = root();
+        let writer = create(&root);
+        let own = Some(std::process::id() as i32);
+
+        let error = Recovery::open(&root, runner()).unwrap_err();
+
+        assert!(matches!(error, OpenError::Held { pid, .. } if pid == own), "{error}");
+        assert_eq!(holder(&root, &runner()).unwrap(), Some(Holder { pid: own }));
+        // The kernel still has it.
+        let seen = lock::holder(writer.locked.file()).unwrap();
+        assert_eq!(seen, Some(Holder { pid: own }));
+    }
+
+    #[test]
+    fn the_lock_of_a_coordinator_is_told_without_a_pid() {
+        let (_dir, root) = root();
+        assert_eq!(holder(&root, &coordinator()).unwrap(), None);
+        let _writer = Writer::create(&root, coordinator()).unwrap();
+
+        let error = Recovery::open(&root, coordinator()).unwrap_err();
+
+        assert!(matches!(error, OpenError::Held { pid: None, .. }), "{error}");
+        assert_eq!(holder(&root, &coordinator()).unwrap(), Some(Holder { pid: None }));
+    }
+
+    /// Attack 40: the file was removed, and another leader may have a file of the same name.
+    #[test]
+    fn a_stream_that_was_removed_is_not_durable() {
+        let (_dir, root) = root();
+        let mut writer = create(&root);
+        append(&mut writer);
+        fs::remove_file(root.stream(&runner())).unwrap();
+
+        let error = writer.sync().unwrap_err();
+
+        assert!(matches!(error, WriteError::Removed { .. }), "{error}");
+    }
+
+    /// Attack 35. A pipe refuses fdatasync(2) as a broken disk does.
+    #[test]
+    fn after_a_failed_sync_a_writer_does_nothing_more() {
+        let (_dir, root) = root();
+        let mut writer = create(&root);
+        append(&mut writer);
+        writer.flush().unwrap();
+        let (_reader, pipe) = std::io::pipe().unwrap();
+        let mut other = File::from(std::os::fd::OwnedFd::from(pipe));
+
+        writer.locked.swap(&mut other);
+        let failed = writer.sync().unwrap_err();
+        writer.locked.swap(&mut other);
+
+        assert!(matches!(failed, WriteError::Io(IoError { call: "fdatasync", .. })), "{failed}");
+        let poisoned = |result| matches!(result, Err(WriteError::Poisoned { .. }));
+        assert!(poisoned(writer.sync()));
+        assert!(poisoned(writer.flush()));
+        assert!(poisoned(writer.reserve(1)));
+        assert!(poisoned(writer.append(entered(TaskState::Lost), at(1)).map(drop)));
+        assert_eq!(records(&root, &runner()).len(), 1);
+    }
+
+    #[test]
+    fn what_is_durable_is_not_synced_again() {
+        let (_dir, root) = root();
+        let mut writer = create(&root);
+        append(&mut writer);
+        writer.sync().unwrap();
+        let (_reader, pipe) = std::io::pipe().unwrap();
+        let mut other = File::from(std::os::fd::OwnedFd::from(pipe));
+
+        writer.locked.swap(&mut other);
+
+        writer.sync().unwrap();
+    }
+
+    /// What a recovery found may have been written by a runner that was killed before its sync.
+    #[test]
+    fn what_was_recovered_is_synced_once() {
+        let (_dir, root) = root();
+        drop(create(&root));
+
+        let mut writer = recover(&root).unwrap().1.writer;
+
+        assert!(writer.state.dirty && writer.state.unlisted);
+        writer.sync().unwrap();
+        assert!(!writer.state.dirty && !writer.state.unlisted);
+    }
+
+    /// Runs `test` in a file system of 64 KiB, which only its thread sees and which goes with it. Says whether it
+    /// could: that takes CAP_SYS_ADMIN.
+    fn on_a_small_disk(test: impl FnOnce(&Path) + Send + 'static) -> bool {
+        use nix::mount::{MsFlags, mount};
+        let none = None::<&str>;
+        let run = move || {
+            if let Err(errno) = unshare(CloneFlags::CLONE_NEWNS) {
+                eprintln!("no small disk: unshare: {errno}");
+                return false;
+            }
+            let dir = TempDir::new();
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+            mount(Some("tmpfs"), dir.path(), Some("tmpfs"), MsFlags::empty(), Some("size=64k"))
+                .unwrap();
+            test(dir.path());
+            nix::mount::umount2(dir.path(), nix::mount::MntFlags::MNT_DETACH).unwrap();
+            true
+        };
+        match std::thread::spawn(run).join() {
+            Ok(ran) => ran,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+
+    /// Takes all the space that is left, and returns the file that has it.
+    fn fill(dir: &Path, name: &str) -> PathBuf {
+        let path = dir.join(name);
+        let file = File::create(&path).unwrap();
+        let mut size = 0;
+        loop {
+            match file.write_at(&[1; 512], size) {
+                Ok(written) => size += written as u64,
+                Err(error) => {
+                    assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
+                    return path;
+                }
+            }
+        }
+    }
+
+    /// Attack 34: whatever part of a batch fits, the file holds whole records, and the rest follows them in order.
+    fn space_runs_out(root: &Root, fill: impl FnOnce(&Writer), free: impl FnOnce()) {
+        let mut writer = create(root);
+        append(&mut writer);
+        writer.sync().unwrap();
+        fill(&writer);
+
+        let appended = (0..300).map(|_| append(&mut writer)).last().unwrap();
+        for _ in 0..2 {
+            let error = writer.flush().unwrap_err();
+
+            assert!(matches!(error, WriteError::NoSpace { .. }), "{error}");
+            let written = records(root, &runner());
+            assert!((2..300).contains(&written.len()), "{}", written.len());
+            assert_eq!(writer.position().seq(), written.len() as u64);
+        }
+        assert!(!writer.state.ragged);
+
+        free();
+        writer.sync().unwrap();
+        assert_eq!(records(root, &runner()).last(), Some(&appended));
+        assert_eq!(appended.seq, 300);
+    }
+
+    #[test]
+    fn a_full_disk_leaves_whole_records_and_loses_none() {
+        let ran = on_a_small_disk(|dir| {
+            let root = root_in(dir);
+            let filler = dir.join("filler");
+            space_runs_out(
+                &root,
+                |_| drop(fill(dir, "filler")),
+                || fs::remove_file(filler).unwrap(),
+            );
+        });
+        if !ran {
+            a_limit_on_the_size_of_files_is_a_full_disk();
+        }
+    }
+
+    /// Runs in a process of its own, for the limit is the process's.
+    #[test]
+    #[ignore = "run by a_limit_on_the_size_of_files_is_a_full_disk"]
+    fn write_up_to_a_limit() {
+        let Some(dir) = given_directory() else { return };
+        let mut xfsz = SigSet::empty();
+        xfsz.add(Signal::SIGXFSZ);
+        xfsz.thread_block().unwrap();
+        let (_, hard) = getrlimit(Resource::RLIMIT_FSIZE).unwrap();
+        let limit = |bytes| setrlimit(Resource::RLIMIT_FSIZE, bytes, hard).unwrap();
+
+        space_runs_out(
+            &root_in(&dir),
+            |writer| limit(writer.position().offset() + 1001),
+            || limit(hard),
+        );
+    }
+
+    #[test]
+    fn a_limit_on_the_size_of_files_is_a_full_disk() {
+        let dir = TempDir::new();
+
+        let name = "checkpoint::writer::tests::write_up_to_a_limit";
+        let output = other_half(name, dir.path()).output().unwrap();
+
+        assert!(output.status.success(), "{output:?}");
+        assert!(dir.path().join("root/checkpoints/t/runner").exists());
+    }
+
+    /// Attack 34: a start is refused before there is a process, and an end finds its space.
+    #[test]
+    fn what_is_reserved_can_be_written_on_a_full_disk() {
+        on_a_small_disk(|dir| {
+            let root = root_in(dir);
+            let mut writer = create(&root);
+            writer.reserve(8000).unwrap();
+            fill(dir, "filler");
+
+            let refused = writer.reserve(20_000).unwrap_err();
+            assert!(matches!(refused, WriteError::NoSpace { .. }), "{refused}");
+            // More than is reserved: what is reserved is still there when it has failed.
+            writer.append(launch(20_000), at(1)).unwrap();
+            writer.flush().unwrap_err();
+            assert_eq!(writer.rollback(), 1);
+            fill(dir, "more filler");
+
+            writer.append(launch(7000), at(1)).unwrap();
+            writer.sync().unwrap();
+            assert_eq!(records(&root, &runner()).len(), 1);
+        });
+    }
+
+    /// Attack 34.
+    #[test]
+    fn a_stream_that_cannot_have_its_header_is_not_left_behind() {
+        on_a_small_disk(|dir| {
+            let root = root_in(dir);
+            let filler = fill(dir, "filler");
+
+            let error = Writer::create(&root, runner()).unwrap_err();
+
+            assert!(matches!(error, OpenError::Write(WriteError::NoSpace { .. })), "{error}");
+            assert!(!root.stream(&runner()).exists());
+            fs::remove_file(filler).unwrap();
+            create(&root);
+        });
+    }
+
+    /// Attack 36: what can be repaired does not end the stream.
+    #[test]
+    fn a_directory_that_cannot_be_opened_can_be_synced_later() {
+        let (_dir, root) = root();
+        let mut writer = create(&root);
+        append(&mut writer);
+        let (dir, aside) = (root.checkpoint(&runner().task), root.path().join("aside"));
+        fs::rename(&dir, &aside).unwrap();
+
+        let error = writer.sync().unwrap_err();
+        fs::rename(&aside, &dir).unwrap();
+
+        assert!(matches!(error, WriteError::Io(IoError { call: "open", .. })), "{error}");
+        writer.sync().unwrap();
+    }
+
+    #[test]
+    fn more_space_than_there_can_be_is_refused() {
+        let (_dir, root) = root();
+
+        let error = create(&root).reserve(u64::MAX).unwrap_err();
+
+        assert!(matches!(error, WriteError::NoSpace { .. }), "{error}");
+    }
+
+    #[test]
+    fn reserved_space_does_not_show_in_the_length() {
+        let (_dir, root) = root();
+        let mut writer = create(&root);
+        let before = writer.metadata().unwrap().len();
+
+        writer.reserve(100_000).unwrap();
+
+        assert_eq!(writer.metadata().unwrap().len(), before);
     }
 }

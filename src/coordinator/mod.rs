@@ -26,7 +26,7 @@ use nix::sys::signal::SigSet;
 use nix::sys::time::TimeVal;
 use nix::unistd::Pid;
 
-use crate::cgroup::{Leaf, TaskCgroup};
+use crate::cgroup::{CgroupError, Leaf, TaskCgroup};
 use crate::checkpoint::{Instant, WriteError, Writer};
 use crate::failpoint::{Failpoint, hit};
 use crate::proto::record::Kind;
@@ -34,13 +34,15 @@ use crate::proto::run_transition::State;
 use crate::proto::{
     self, Launch, RunForked, RunRunning, RunTransition, Usage, Verdict, VerdictReason,
 };
-use crate::sandbox::{PathError, Sandbox};
+use crate::sandbox::Sandbox;
 use crate::state::{Outcome, RunEnd};
 use crate::sys::exec::exit_now;
 use crate::sys::pidfd::Exit;
 use crate::sys::{clock, fds, pidfd, process};
-use crate::task::ProcessSpec;
-use output::Output;
+use crate::task::spec::FileMode;
+use crate::task::{Logger, ProcessSpec, TaskId};
+use output::Pump;
+use start::{LaunchFailed, Run, Start, Step};
 
 /// Bytes set aside for the records of a run, so that a disk that fills up meanwhile cannot take its end.
 pub const RESERVE: u64 = 4096;
@@ -48,12 +50,17 @@ pub const RESERVE: u64 = 4096;
 /// Tries to start a run before it is given up, if what failed may not fail the next time.
 const START_TRIES: u32 = 8;
 
+/// Where output goes if the task file does not say (T4).
+const DEFAULT_LOGGER: Logger = Logger { file: Some(FileMode::Standard), console: false };
+
 /// First and longest pause between two tries to write a record.
 const RETRY: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(20)..=Duration::from_secs(1);
 
 /// What a coordinator is forked for.
 pub struct Job<'a> {
+    /// Id of the task.
+    pub task: &'a TaskId,
     /// The task.
     pub launch: &'a Launch,
     /// The process.
@@ -74,43 +81,13 @@ pub struct Job<'a> {
     pub descriptors: u64,
 }
 
-/// Why a run could not be started: the step that failed, and what the kernel said.
-#[derive(Debug)]
-struct Failure {
-    step: String,
-    errno: Option<Errno>,
-    detail: String,
+fn no_cgroup(error: CgroupError) -> LaunchFailed {
+    LaunchFailed::caused(Step::Cgroup, &error)
 }
 
-impl Failure {
-    fn new(step: &str, error: impl Into<io::Error>) -> Self {
-        let error = error.into();
-        let errno = error.raw_os_error().map(Errno::from_raw);
-        Self { step: step.to_owned(), errno, detail: error.to_string() }
-    }
-
-    /// Whether a disk, quota or file size limit is reached.
-    fn is_no_space(&self) -> bool {
-        matches!(self.errno, Some(Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG))
-    }
-
-    /// Whether the same call may well succeed soon: it failed for want of something, or was interrupted.
-    fn is_passing(&self) -> bool {
-        use Errno::{EAGAIN, EBUSY, EINTR, EIO, EMFILE, ENFILE, ENOMEM};
-        matches!(self.errno, Some(EAGAIN | EBUSY | EINTR | EIO | EMFILE | ENFILE | ENOMEM))
-    }
-
-    /// The errno at the end of a chain of causes.
-    fn caused(step: &str, error: &(dyn std::error::Error + 'static)) -> Self {
-        let chain = || std::iter::successors(Some(error), |cause| cause.source());
-        let system = |cause: &(dyn std::error::Error + 'static)| {
-            let io = cause.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
-            cause.downcast_ref::<Errno>().copied().or(io.map(Errno::from_raw))
-        };
-        let errno = chain().find_map(system);
-        let texts: Vec<String> = chain().map(ToString::to_string).collect();
-        Self { step: step.to_owned(), errno, detail: texts.join(": ") }
-    }
+/// Passes a failpoint between two steps of a launch.
+fn pass(point: Failpoint) -> Result<(), LaunchFailed> {
+    hit(point).map_err(|error| LaunchFailed::caused(Step::Prepare, &error))
 }
 
 /// Is the coordinator of one run: starts it, waits for it, records how it ended.
@@ -139,7 +116,7 @@ struct Running {
     pid: Pid,
     pidfd: OwnedFd,
     leaf: Option<Leaf>,
-    output: output::Output,
+    pump: Option<Pump>,
 }
 
 impl<'a> Coordinator<'a> {
@@ -163,7 +140,7 @@ impl<'a> Coordinator<'a> {
     fn coordinate(&mut self) {
         let end = match self.start() {
             Ok(running) => self.follow(running),
-            Err(failure) => not_started(failure),
+            Err(failure) => not_started(&failure),
         };
         self.append(State::Ended(end.to_proto()));
         while !self.flush(Failpoint::CoordinatorFlushEnded) {
@@ -176,7 +153,7 @@ impl<'a> Coordinator<'a> {
     ///
     /// A call that failed for want of something is tried again: it says nothing about the run. Space is waited for, for
     /// as long as the runner waits for RUNNING.
-    fn start(&mut self) -> Result<Running, Failure> {
+    fn start(&mut self) -> Result<Running, LaunchFailed> {
         let mut pause = *RETRY.start();
         let mut tries = 1;
         loop {
@@ -190,11 +167,11 @@ impl<'a> Coordinator<'a> {
         }
     }
 
-    fn try_start(&self) -> Result<Running, Failure> {
-        hit(Failpoint::CoordinatorForked).map_err(|error| Failure::new("failpoint", error))?;
+    fn try_start(&self) -> Result<Running, LaunchFailed> {
+        pass(Failpoint::CoordinatorForked)?;
         let leaf = self.make_leaf()?;
         match self.start_in(leaf.as_ref()) {
-            Ok((pid, pidfd, output)) => Ok(Running { pid, pidfd, leaf, output }),
+            Ok((pid, pidfd, pump)) => Ok(Running { pid, pidfd, leaf, pump }),
             Err(failure) => {
                 clear(leaf.as_ref());
                 remove(leaf.as_ref());
@@ -203,52 +180,51 @@ impl<'a> Coordinator<'a> {
         }
     }
 
-    fn make_leaf(&self) -> Result<Option<Leaf>, Failure> {
+    fn make_leaf(&self) -> Result<Option<Leaf>, LaunchFailed> {
         let Job { cgroup, spec, run, .. } = &self.job;
         let Some(cgroup) = cgroup else {
-            process::become_subreaper().map_err(|error| Failure::new("subreaper", error))?;
+            process::become_subreaper()
+                .map_err(|error| LaunchFailed::caused(Step::Subreaper, &error))?;
             return Ok(None);
         };
-        let leaf =
-            cgroup.leaf(&spec.name, *run).map_err(|error| Failure::caused("cgroup", &error))?;
+        let leaf = cgroup.leaf(&spec.name, *run).map_err(no_cgroup)?;
         let limited = self.limit(&leaf).inspect_err(|_| remove(Some(&leaf)));
         limited.map(|()| Some(leaf))
     }
 
-    fn limit(&self, leaf: &Leaf) -> Result<(), Failure> {
+    fn limit(&self, leaf: &Leaf) -> Result<(), LaunchFailed> {
         let Job { spec, launch, process, .. } = &self.job;
         if let Some(resources) = &spec.resources {
             let path = format!("processes[{process}].resources");
-            let missing =
-                leaf.apply(resources, &path).map_err(|error| Failure::caused("cgroup", &error))?;
+            let missing = leaf.apply(resources, &path).map_err(no_cgroup)?;
             if let Some(limit) = missing.iter().find(|l| !launch.unenforced.contains(&l.field)) {
                 let why = format!("{}: {} is gone: {}", limit.field, limit.needs, limit.why);
-                return Err(Failure::new("limits", io::Error::other(why)));
+                return Err(LaunchFailed::caused(Step::Cgroup, &io::Error::other(why)));
             }
         }
-        hit(Failpoint::CoordinatorLeaf).map_err(|error| Failure::new("failpoint", error))
+        pass(Failpoint::CoordinatorLeaf)
     }
 
-    fn start_in(&self, leaf: Option<&Leaf>) -> Result<(Pid, OwnedFd, Output), Failure> {
-        let Job { launch, spec, run, .. } = &self.job;
+    fn start_in(&self, leaf: Option<&Leaf>) -> Result<(Pid, OwnedFd, Option<Pump>), LaunchFailed> {
+        let Job { launch, spec, .. } = &self.job;
         let identity = launch.identity.clone().unwrap_or_default();
-        let opened = |error: PathError| Failure::caused("sandbox", &error);
-        let sandbox = Sandbox::open(Path::new(&launch.sandbox), &identity).map_err(opened)?;
-        let log_dir = launch.log_dir.as_deref().map(Path::new);
-        let output = Output::open(
-            &sandbox,
-            log_dir,
-            &spec.name,
-            *run,
-            &identity,
-            spec.logger.unwrap_or_default(),
-        )
-        .map_err(|error| Failure::caused("logs", &error))?;
-        hit(Failpoint::CoordinatorOutput).map_err(|error| Failure::new("failpoint", error))?;
-        let (pid, pidfd) =
-            start::start(&sandbox, &spec.cmdline, output.stdio(), leaf.map(AsFd::as_fd))
-                .map_err(|errno| Failure::new("start", errno))?;
-        Ok((pid, pidfd, output))
+        let sandbox = Sandbox::open(Path::new(&launch.sandbox), &identity)
+            .map_err(|error| LaunchFailed::sandbox(&error))?;
+        let (start, pump) = Start::prepare(&Run {
+            task_id: self.job.task,
+            process: &spec.name,
+            run: self.job.run,
+            cmdline: &spec.cmdline,
+            path: &launch.path,
+            identity: &identity,
+            sandbox: &sandbox,
+            chroot: launch.chroot,
+            log_dir: launch.log_dir.as_deref().map(Path::new),
+            logger: spec.logger.unwrap_or(DEFAULT_LOGGER),
+        })?;
+        pass(Failpoint::CoordinatorOutput)?;
+        let (pid, pidfd) = start.launch(leaf.map(AsFd::as_fd))?;
+        Ok((pid, pidfd, pump))
     }
 
     /// Steps 3 and 4.
@@ -265,7 +241,9 @@ impl<'a> Coordinator<'a> {
         let exit = pidfd::wait(running.pidfd.as_fd());
         let _ = hit(Failpoint::CoordinatorExited);
         clear(running.leaf.as_ref());
-        running.output.finish();
+        if let Some(pump) = &mut running.pump {
+            pump.finish();
+        }
         let usage = usage(running.leaf.as_ref());
         remove(running.leaf.as_ref());
         let _ = hit(Failpoint::CoordinatorEmpty);
@@ -277,7 +255,8 @@ impl<'a> Coordinator<'a> {
         loop {
             let ready = {
                 let mut fds = vec![PollFd::new(running.pidfd.as_fd(), PollFlags::POLLIN)];
-                fds.extend(running.output.fds().map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+                let pipes = running.pump.iter().flat_map(Pump::fds);
+                fds.extend(pipes.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
                 let timeout = match self.stalled {
                     Some(pause) => PollTimeout::try_from(pause).unwrap_or(PollTimeout::MAX),
                     None => PollTimeout::NONE,
@@ -285,7 +264,9 @@ impl<'a> Coordinator<'a> {
                 let _ = poll(&mut fds, timeout);
                 fds[0].any().unwrap_or(false)
             };
-            running.output.pump();
+            if let Some(pump) = &mut running.pump {
+                pump.on_readable();
+            }
             if self.stalled.is_some() && self.flush(Failpoint::CoordinatorFlushRunning) {
                 self.nudge();
             }
@@ -300,7 +281,7 @@ impl<'a> Coordinator<'a> {
         let at = Instant { boot_nanos: at.boot, unix_nanos: at.wall };
         let (process, run) = (self.job.process, self.job.run);
         let transition = RunTransition { process, run, state: Some(state) };
-        // It is short, and this stream is never synced, so never poisoned: no error is left.
+        // It is short, and a stream that was given up has ended the coordinator: no error is left.
         let _ = self.job.stream.append(Kind::Run(transition), at);
     }
 
@@ -339,7 +320,7 @@ fn leave_runner(job: &Job<'_>) -> io::Result<()> {
         job.cgroup.map_or(2, |cgroup| cgroup.as_fd().as_raw_fd()),
     ])?;
     nix::sys::prctl::set_name(c"dewar-coord")?;
-    fds::set_limit(job.descriptors)
+    Ok(fds::set_limit(job.descriptors)?)
 }
 
 /// Kills what a run left behind, and waits until nothing of it lives.
@@ -399,15 +380,8 @@ fn duration(of: Duration) -> pbjson_types::Duration {
     pbjson_types::Duration { seconds: of.as_secs() as i64, nanos: of.subsec_nanos() as i32 }
 }
 
-fn not_started(failure: Failure) -> RunEnd {
-    let verdict = Verdict {
-        reason: VerdictReason::LaunchFailed.into(),
-        step: Some(failure.step),
-        errno: failure.errno.map(|errno| format!("{errno:?}")),
-        detail: Some(failure.detail),
-        ..Verdict::default()
-    };
-    RunEnd { outcome: Outcome::NotStarted, verdict, usage: None }
+fn not_started(failure: &LaunchFailed) -> RunEnd {
+    RunEnd { outcome: Outcome::NotStarted, verdict: failure.verdict(), usage: None }
 }
 
 /// The end of a run by what waitid(2) says of its first process, and by the kernel's own count of OOM kills: never by

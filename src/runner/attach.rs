@@ -138,7 +138,7 @@ impl Runner {
         let run = &self.state.processes()[process as usize];
         let Some((_, run)) = run.live_run() else { return Ok(()) };
         let (state, doomed) = (run.state, run.doomed.is_some());
-        if state != RunState::Waiting && !self.same_boot {
+        if state != RunState::Waiting && self.is_of_earlier_boot(process) {
             return self.lose(process, VerdictReason::Reboot);
         }
         match (state, is_alive) {
@@ -193,6 +193,9 @@ impl Runner {
     }
 
     /// Copies what the coordinator of a live run has recorded since the last look.
+    ///
+    /// Stops before the first record of a run that is not opened yet: a power cut may take the end of our stream and leave
+    /// the coordinator's whole. What it tells of that run is copied once the run is opened.
     pub(super) fn absorb(&mut self, process: u32) -> Result<(), RunnerError> {
         let mut reader = match Reader::open(&self.root, &self.stream_of(process)) {
             Ok(reader) => reader,
@@ -202,35 +205,40 @@ impl Runner {
         if let Some(&position) = self.positions.get(&process) {
             reader.seek(position);
         }
-        let mut position = reader.position();
-        while let Some(record) = reader.next_record()? {
-            if !self.absorb_record(process, record)? {
-                break;
+        loop {
+            self.positions.insert(process, reader.position());
+            match reader.next_record()? {
+                Some(record) if !self.is_ahead(process, &record) => {
+                    self.absorb_record(process, record)?;
+                }
+                _ => return Ok(()),
             }
-            position = reader.position();
         }
-        self.positions.insert(process, position);
-        Ok(())
     }
 
-    /// Copies a record; false if it is not to be passed yet.
-    ///
-    /// Records of runs that have ended are skipped, whenever they were written (T38). One of a run that this stream does
-    /// not open yet stays for its time: a power cut may take what a runner wrote, and leave what a coordinator wrote
-    /// because of it.
-    fn absorb_record(&mut self, process: u32, record: Record) -> Result<bool, RunnerError> {
+    /// Whether a coordinator recorded it of a run that this stream does not know yet.
+    fn is_ahead(&self, process: u32, record: &Record) -> bool {
+        let known = self.state.processes()[process as usize].runs.len();
+        matches!(&record.kind, Some(Kind::Run(run)) if run.run as usize >= known)
+    }
+
+    /// Records of runs that have ended are skipped, whenever they were written (T38).
+    fn absorb_record(&mut self, process: u32, record: Record) -> Result<(), RunnerError> {
         let mut at = Stamp::of(&record);
-        let Some(Kind::Run(transition)) = record.kind else { return Ok(true) };
-        let run = transition.run;
-        if self.live.get(&process).is_none_or(|live| live.run != run) {
-            return Ok((run as usize) < self.state.processes()[process as usize].runs.len());
-        }
+        let Some(Kind::Run(transition)) = record.kind else { return Ok(()) };
+        let Some(live) = self.live.get(&process).filter(|live| live.run == transition.run) else {
+            return Ok(());
+        };
+        let run = live.run;
         hit(Failpoint::RunnerAbsorb).map_err(doing("pass a failpoint"))?;
-        if !self.same_boot {
+        if let Some(Step::Forked(forked)) = &transition.state {
+            self.note_boot(process, &forked.boot_id);
+        }
+        if self.is_of_earlier_boot(process) {
             at.boot = 0;
         }
         let Some(step) = transition.state.filter(|step| !self.is_known(process, step)) else {
-            return Ok(true);
+            return Ok(());
         };
         let step = match RunStep::from_proto(step) {
             Ok(RunStep::Ended(end)) => {
@@ -248,7 +256,20 @@ impl Runner {
         if ended {
             self.ended(process);
         }
-        Ok(true)
+        Ok(())
+    }
+
+    /// Takes note of the boot that a coordinator recorded. The last leader does not tell it: a power cut may have taken that
+    /// record.
+    fn note_boot(&mut self, process: u32, boot_id: &str) {
+        let is_earlier = boot_id != self.boot_id;
+        if let Some(live) = self.live.get_mut(&process) {
+            live.is_of_earlier_boot |= is_earlier;
+        }
+    }
+
+    fn is_of_earlier_boot(&self, process: u32) -> bool {
+        !self.same_boot || self.live.get(&process).is_some_and(|live| live.is_of_earlier_boot)
     }
 
     /// Whether an earlier runner has copied this step of the live run.
@@ -320,7 +341,13 @@ impl Runner {
             let error = io::Error::other("the coordinator died before it started anything");
             return self.start_failed(process, "coordinator", error);
         }
-        self.lose(process, VerdictReason::CoordinatorLost)
+        self.lose(
+            process,
+            match self.is_of_earlier_boot(process) {
+                true => VerdictReason::Reboot,
+                false => VerdictReason::CoordinatorLost,
+            },
+        )
     }
 }
 

@@ -158,6 +158,8 @@ struct Live {
     backstop: Option<u64>,
     /// The coordinator is gone, and why the run is LOST; its leaf is being emptied.
     lost: Option<VerdictReason>,
+    /// Its coordinator recorded another boot than this one.
+    is_of_earlier_boot: bool,
     /// Tries to fork its coordinator that failed in a row.
     failed_starts: u32,
     /// A start found no space, and that was said.

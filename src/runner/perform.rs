@@ -129,6 +129,7 @@ impl Runner {
         }
         hit(Failpoint::LaunchLocked).map_err(|error| ("fork", error))?;
         let job = Job {
+            task: &self.task,
             launch: &self.launch,
             spec: &self.state.spec().processes[process as usize],
             process,

@@ -1,13 +1,17 @@
-//! The directory that a task runs in, and the log directories: made and opened so that a task cannot lead us elsewhere.
+//! The directory that a task runs in, and the log directories: made and opened so that a task
+//! cannot lead us elsewhere.
 //!
-//! Root works here in directories that a user owns, so a path is trusted once, when the task is accepted: [`canonical`] makes it
-//! one without links, and that is recorded. From then on it is opened without following a link anywhere in it, and what lies
-//! beneath is opened from the descriptor held, component by component ([`logs`]). A directory that is swapped for a link at any
-//! moment is an error, never a way out.
+//! Root works here in directories that a user owns, so a path is trusted once, when the task is
+//! accepted: [`canonical`] makes it one without links, and that is recorded. From then on it is
+//! opened without following a link anywhere in it, and what lies beneath is opened from the
+//! descriptor held, component by component ([`logs`]). A directory that is swapped for a link at
+//! any moment is an error, never a way out.
 //!
-//! All of it needs `openat2` (Linux 5.6). Where that is missing nothing is opened: there is no second, weaker way.
+//! All of it needs `openat2` (Linux 5.6). Where that is missing nothing is opened: there is no
+//! second, weaker way.
 //!
-//! The umask must leave the owner's bits alone, as programs of dewar set it at their start; every other bit is set here.
+//! The umask must leave the owner's bits alone, as programs of dewar set it at their start; every
+//! other bit is set here.
 
 pub mod logs;
 
@@ -77,7 +81,7 @@ pub enum PathError {
         /// Whole path.
         path: PathBuf,
         /// How many names it has.
-        links: u64,
+        links: libc::nlink_t,
     },
     /// Somebody else put it there.
     #[error("{}: belongs to uid {uid}, where {expected} is expected", path.display())]
@@ -156,8 +160,9 @@ impl Owner {
         fchmod(fd, mode).map_err(|errno| PathError::of("fchmod", path, errno))
     }
 
-    /// Gives `fd` to the owner if it is a directory that dewar has just made, or had just made when it was killed. Anything
-    /// else that was moved into its place is not given away: it would be no empty directory of ours with that mode.
+    /// Gives `fd` to the owner if it is a directory that dewar has just made, or had just made when
+    /// it was killed. Anything else that was moved into its place is not given away: it would be no
+    /// empty directory of ours with that mode.
     fn take_if_fresh(self, fd: BorrowedFd<'_>, mode: Mode, path: &Path) -> Result<(), PathError> {
         let stat = stat(fd, path)?;
         let fresh = stat.st_uid == geteuid().as_raw() && permissions(&stat) == FRESH_MODE;
@@ -176,8 +181,9 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// Opens the sandbox at `path`, which is absolute and without links: see [`canonical`]. If it is missing it is made, and
-    /// belongs to `identity` with mode 0700; parents that are missing are made with mode 0755 and stay the caller's.
+    /// Opens the sandbox at `path`, which is absolute and without links: see [`canonical`]. If it
+    /// is missing it is made, and belongs to `identity` with mode 0700; parents that are missing
+    /// are made with mode 0755 and stay the caller's.
     ///
     /// # Errors
     ///
@@ -197,8 +203,8 @@ impl Sandbox {
         self.dir.as_fd()
     }
 
-    /// T57: whether a run has left a `.thermos_profile`, whatever it is. The shells that read it do so with the rights of
-    /// their user.
+    /// T57: whether a run has left a `.thermos_profile`, whatever it is. The shells that read it do
+    /// so with the rights of their user.
     ///
     /// # Errors
     ///
@@ -212,7 +218,8 @@ impl Sandbox {
     }
 }
 
-/// The absolute path without links that `path` stands for now. What does not exist yet is kept as it is written.
+/// The absolute path without links that `path` stands for now. What does not exist yet is kept as
+/// it is written.
 ///
 /// # Errors
 ///
@@ -237,7 +244,8 @@ pub fn canonical(path: &Path) -> Result<PathBuf, PathError> {
     }
 }
 
-/// Opens the directory at `path`. If it is missing it and its parents are made; `owner` gets what was made at `path` itself.
+/// Opens the directory at `path`. If it is missing it and its parents are made; `owner` gets what
+/// was made at `path` itself.
 fn open_or_make(path: &Path, owner: Option<Owner>) -> Result<OwnedFd, PathError> {
     let names = names_from_root(path)?;
     match open_dir_without_links(path) {
@@ -270,8 +278,9 @@ fn make_from_root(
     Ok(dir)
 }
 
-/// Opens directory `name` in `dir`, made with `mode` if it is missing; says whether it was. A directory that is only passed
-/// through is opened by path alone: it may be one that its visitors cannot read.
+/// Opens directory `name` in `dir`, made with `mode` if it is missing; says whether it was. A
+/// directory that is only passed through is opened by path alone: it may be one that its visitors
+/// cannot read.
 fn open_or_make_in(
     dir: BorrowedFd<'_>,
     name: &CStr,
@@ -324,4 +333,140 @@ fn kind(stat: &FileStat) -> SFlag {
 
 fn shown(name: &CStr) -> &Path {
     Path::new(std::ffi::OsStr::from_bytes(name.to_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, symlink};
+
+    use super::*;
+    use crate::sys::fault::take_away;
+    use crate::testing::{ORDINARY, TempDir, alone, is_root, ordinary};
+
+    fn mode_and_owner(path: &Path) -> (u32, u32, u32) {
+        let stat = fs::symlink_metadata(path).unwrap();
+        (stat.mode() & 0o7777, stat.uid(), stat.gid())
+    }
+
+    #[test]
+    fn a_missing_sandbox_is_made_for_its_user_and_its_parents_are_not() {
+        if !is_root() {
+            return;
+        }
+        let temp = TempDir::new();
+        let path = temp.path().join("a/b/sandbox");
+
+        let sandbox = Sandbox::open(&path, &ordinary(&[])).unwrap();
+
+        assert_eq!(mode_and_owner(&path), (0o700, ORDINARY, ORDINARY));
+        assert_eq!(mode_and_owner(&temp.path().join("a/b")), (0o755, 0, 0));
+        assert!(
+            crate::sys::fs::is_dir(
+                &CString::new(path.as_os_str().as_bytes()).unwrap(),
+                sandbox.dir()
+            )
+            .unwrap()
+        );
+    }
+
+    #[test]
+    fn a_sandbox_that_exists_keeps_its_owner_and_mode() {
+        let temp = TempDir::new();
+        let path = temp.path().join("sandbox");
+        fs::create_dir(&path).unwrap();
+        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+        let before = mode_and_owner(&path);
+
+        Sandbox::open(&path, &ordinary(&[])).unwrap();
+
+        assert_eq!(mode_and_owner(&path), before);
+    }
+
+    /// Attacks 9, 14: whatever it was swapped for, and wherever in the path.
+    #[test]
+    fn a_sandbox_behind_a_link_is_refused_and_nothing_is_made_there() {
+        let temp = TempDir::new();
+        let victim = temp.path().join("victim");
+        fs::create_dir(&victim).unwrap();
+        symlink(&victim, temp.path().join("link")).unwrap();
+        symlink("/proc/self/fd", temp.path().join("fds")).unwrap();
+
+        for path in ["link", "link/sandbox", "link/a/b", "fds/0/.."] {
+            let path = temp.path().join(path);
+            let error = Sandbox::open(&path, &ordinary(&[])).unwrap_err();
+            assert!(
+                matches!(error, PathError::Link { .. } | PathError::Dots { .. }),
+                "{path:?}: {error}"
+            );
+        }
+
+        assert_eq!(fs::read_dir(victim).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_sandbox_is_absolute() {
+        let error = Sandbox::open(Path::new("sandbox"), &ordinary(&[])).unwrap_err();
+
+        assert_eq!(error.to_string(), "sandbox: is not an absolute path");
+    }
+
+    /// Attack 14: a directory that the user has moved into the place of the new one is not given
+    /// away.
+    #[test]
+    fn only_an_empty_directory_that_is_ours_alone_changes_hands() {
+        if !is_root() {
+            return;
+        }
+        let temp = TempDir::new();
+        let open = |name: &str, mode: u32, file: bool| {
+            let path = temp.path().join(name);
+            fs::create_dir(&path).unwrap();
+            fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+            if file {
+                fs::write(path.join("x".repeat(255)), "").unwrap();
+            }
+            let dir = fs::File::open(&path).unwrap();
+            Owner { uid: ORDINARY, gid: ORDINARY }
+                .take_if_fresh(dir.as_fd(), SANDBOX_MODE, &path)
+                .unwrap();
+            mode_and_owner(&path).1
+        };
+
+        assert_eq!(open("fresh", 0o700, false), ORDINARY);
+        assert_eq!(open("other-mode", 0o755, false), 0);
+        assert_eq!(open("full", 0o700, true), 0);
+    }
+
+    #[test]
+    fn a_path_is_made_canonical_as_far_as_it_exists() {
+        let temp = TempDir::new();
+        fs::create_dir(temp.path().join("real")).unwrap();
+        symlink("real", temp.path().join("link")).unwrap();
+
+        assert_eq!(
+            canonical(&temp.path().join("link/./new/dir")),
+            Ok(temp.path().join("real/new/dir"))
+        );
+        assert_eq!(canonical(Path::new("/")), Ok(PathBuf::from("/")));
+        let dots = temp.path().join("new/../dir");
+        assert_eq!(canonical(&dots), Err(PathError::Dots { path: dots }));
+    }
+
+    /// No second, weaker way.
+    #[test]
+    fn without_openat2_nothing_is_opened() {
+        alone(|| {
+            if !is_root() {
+                return;
+            }
+            let temp = TempDir::new();
+            take_away(libc::SYS_openat2, libc::ENOSYS);
+
+            assert_eq!(
+                Sandbox::open(temp.path(), &ordinary(&[])).unwrap_err(),
+                PathError::NoOpenat2
+            );
+        });
+    }
 }

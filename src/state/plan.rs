@@ -9,7 +9,8 @@ use super::task::{Phase, Plan, TaskState};
 pub enum Effect {
     /// The task enters a phase.
     Enter(Phase),
-    /// The next run of a process is opened, and its coordinator forked.
+    /// The next run of a process is opened, and its coordinator forked. Where the coordinator stream tells of that
+    /// run already, a power cut took the record of its opening: nothing is forked then, and the stream is read.
     Open {
         /// Index of the process.
         process: u32,
@@ -24,7 +25,7 @@ pub enum Effect {
         /// Number of the run.
         run: u32,
     },
-    /// Every process of a run is killed.
+    /// Every process of a run is killed. A new leader is asked again: the one before it may have died before the act.
     Doom {
         /// Index of the process.
         process: u32,

@@ -101,7 +101,7 @@ pub struct Process {
     pub losses_in_row: u32,
     /// Set once it is done for good.
     pub settled: Option<Settled>,
-    /// CLOCK_BOOTTIME before which the next run may not start, nanoseconds (T24).
+    /// When `min_duration` after the last run is over, CLOCK_BOOTTIME in nanoseconds: its key while delayed (T24).
     pub(super) not_before: u64,
 }
 

@@ -335,7 +335,7 @@ impl TaskState {
             }
             &Event::Doomed { process, run, stage } => {
                 let run = self.live_run_mut(process, run, "Doomed")?;
-                run.doomed.get_or_insert(stage);
+                run.doomed = Some(stage);
                 run.killing = true;
             }
         }
@@ -365,9 +365,6 @@ impl TaskState {
         self.deadline = self.deadline.map(|_| 0);
         if let Some(kill) = &mut self.kill {
             kill.deadline = 0;
-        }
-        for process in &mut self.processes {
-            process.not_before = 0;
         }
         for plan in [&mut self.regular, &mut self.finalizing] {
             let delayed = std::mem::take(&mut plan.delayed);

@@ -16,16 +16,19 @@ const INTO_CGROUP: u64 = 0x2_0000_0000;
 /// Exit status of a child that came back from where it must not.
 const STRAY: i32 = 125;
 
-/// Makes a child that is born in `cgroup` (in the caller's own where there is none) and runs `child`, which ends in `execve`
-/// or exit. Returns its pid, and a pidfd that is valid whatever happens to the pid.
+/// Makes a child that is born in `cgroup` (in the caller's own where there is none) and runs
+/// `child`, which ends in `execve` or exit. Returns its pid, and a pidfd that is valid whatever
+/// happens to the pid.
 ///
-/// Without `CLONE_VM` the child has a copy of memory, as after `fork`; but libc does not know of it, and its idea of who it is
-/// (cached thread id, fork handlers) is the parent's. So `child` makes system calls and nothing else. In a process of several
-/// threads that is all it could do anyway: a lock held by a thread that the child does not have is never released.
+/// Without `CLONE_VM` the child has a copy of memory, as after `fork`; but libc does not know of
+/// it, and its idea of who it is (cached thread id, fork handlers) is the parent's. So `child`
+/// makes system calls and nothing else. In a process of several threads that is all it could do
+/// anyway: a lock held by a thread that the child does not have is never released.
 ///
 /// # Errors
 ///
-/// Those of `clone3(2)`; `ENODEV`, `EOPNOTSUPP` and `EBUSY` are about the cgroup. No child exists then.
+/// Those of `clone3(2)`; `ENODEV`, `EOPNOTSUPP` and `EBUSY` are about the cgroup. No child exists
+/// then.
 pub fn clone_into(
     cgroup: Option<BorrowedFd<'_>>,
     child: impl FnOnce() -> Infallible,
@@ -44,15 +47,17 @@ pub fn clone_into(
         set_tid_size: 0,
         cgroup: cgroup.map_or(0, |fd| fd.as_raw_fd() as u64),
     };
-    // SAFETY: `args` is a whole `clone_args` of the size given, and `pidfd` is a writable int that outlives the call. With
-    // stack 0 and neither CLONE_VM nor CLONE_VFORK the child goes on with a copy of this stack and of all memory, so nothing
-    // that either side does is seen by the other. `cgroup` is an open descriptor while it is borrowed.
+    // SAFETY: `args` is a whole `clone_args` of the size given, and `pidfd` is a writable int that
+    // outlives the call. With stack 0 and neither CLONE_VM nor CLONE_VFORK the child goes on with a
+    // copy of this stack and of all memory, so nothing that either side does is seen by the other.
+    // `cgroup` is an open descriptor while it is borrowed.
     let pid =
         check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of_val(&args)) })?;
     if pid == 0 {
         become_child(child);
     }
-    // SAFETY: with CLONE_PIDFD the kernel has stored a new descriptor of this process in `pidfd`; nobody else knows of it.
+    // SAFETY: with CLONE_PIDFD the kernel has stored a new descriptor of this process in `pidfd`;
+    // nobody else knows of it.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     Ok((Pid::from_raw(pid as libc::pid_t), pidfd))
 }
@@ -60,9 +65,10 @@ pub fn clone_into(
 /// Forks a child that goes on as a whole program, a coordinator, and runs `child`. Returns its pid, and a pidfd if one could
 /// be had: the child is there in any case, and may have done anything by now.
 ///
-/// This is libc's `fork` and not `clone3`, because the child lives on in libc: only `fork` renews what libc remembers of the
-/// process (with musl, `abort` after a raw clone would signal the parent). Call it from a process of one thread, and
-/// not from one that forgets its children: see [`while_minding_children`](super::process::while_minding_children).
+/// This is libc's `fork` and not `clone3`, because the child lives on in libc: only `fork` renews
+/// what libc remembers of the process (with musl, `abort` after a raw clone would signal the
+/// parent). Call it from a process of one thread, and not from one that forgets its children: see
+/// [`while_minding_children`](super::process::while_minding_children).
 ///
 /// # Errors
 ///
@@ -78,14 +84,16 @@ pub fn fork(child: impl FnOnce() -> Infallible) -> Result<(Pid, Result<OwnedFd, 
 
 /// A pidfd of an unreaped child.
 fn pidfd_of_child(child: Pid) -> Result<OwnedFd, Errno> {
-    // SAFETY: pidfd_open(2) takes two integers; what it returns is a new descriptor that nobody else knows of.
+    // SAFETY: pidfd_open(2) takes two integers; what it returns is a new descriptor that nobody
+    // else knows of.
     unsafe {
         let fd = check(libc::syscall(libc::SYS_pidfd_open, child.as_raw(), 0))?;
         Ok(OwnedFd::from_raw_fd(fd as RawFd))
     }
 }
 
-/// Runs `child`. A panic in it must not unwind into the frames below, which are the parent's business.
+/// Runs `child`. A panic in it must not unwind into the frames below, which are the parent's
+/// business.
 fn become_child(child: impl FnOnce() -> Infallible) -> ! {
     struct ExitOnUnwind;
     impl Drop for ExitOnUnwind {

@@ -6,7 +6,8 @@ use std::ptr;
 
 use nix::errno::Errno;
 
-/// A program with its arguments and environment, laid out as `execve(2)` reads them, so that a child need only name it.
+/// A program with its arguments and environment, laid out as `execve(2)` reads them, so that a
+/// child need only name it.
 pub struct Image {
     path: CString,
     argv: Strings,
@@ -26,8 +27,9 @@ impl Image {
 
     /// Becomes the program. Returns only if that cannot be, with the reason.
     pub fn execve(&self) -> Errno {
-        // SAFETY: execve(2) reads `path` up to its NUL, and both arrays up to their null pointer. `Strings` supplies the null
-        // and owns what the pointers before it point to; all of it is borrowed for the call.
+        // SAFETY: execve(2) reads `path` up to its NUL, and both arrays up to their null pointer.
+        // `Strings` supplies the null and owns what the pointers before it point to; all of it is
+        // borrowed for the call.
         unsafe {
             libc::execve(
                 self.path.as_ptr(),
@@ -52,7 +54,8 @@ impl Strings {
     }
 }
 
-/// Ends this process without running what was registered for its end: for a child that shares its parent's.
+/// Ends this process without running what was registered for its end: for a child that shares its
+/// parent's.
 pub fn exit_now(status: i32) -> ! {
     // SAFETY: _exit(2) takes an integer and does not return.
     unsafe { libc::_exit(status) }

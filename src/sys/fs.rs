@@ -1,13 +1,14 @@
-//! Opening beneath a directory without following links, and the descriptors, working directory and root of a child.
+//! Opening beneath a directory without following links, and the descriptors, working directory and
+//! root of a child.
 #![allow(unsafe_code)]
 
 use std::ffi::CStr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, OpenHow, ResolveFlag, fcntl, openat2};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, fstat, stat};
 
 use super::check;
 
@@ -17,11 +18,13 @@ const CLOSE_RANGE_CLOEXEC: libc::c_uint = 1 << 2;
 /// Lowest descriptor that is not one of the standard three.
 const FIRST_OTHER: i32 = 3;
 
-/// Opens `name` in or beneath `dir`. No component may be a link of any kind, and none may lead out of `dir`.
+/// Opens `name` in or beneath `dir`. No component may be a link of any kind, and none may lead out
+/// of `dir`.
 ///
 /// # Errors
 ///
-/// Those of `openat2(2)`: `ELOOP` for a symbolic link, `EXDEV` for a way out, `ENOSYS` before Linux 5.6.
+/// Those of `openat2(2)`: `ELOOP` for a symbolic link, `EXDEV` for a way out, `ENOSYS` before Linux
+/// 5.6.
 pub fn open_beneath(
     dir: BorrowedFd<'_>,
     name: &CStr,
@@ -55,18 +58,22 @@ fn without_links() -> ResolveFlag {
 ///
 /// Those of `getdents64(2)`.
 pub fn is_empty_dir(dir: BorrowedFd<'_>) -> Result<bool, Errno> {
-    // Each of the two takes 24 bytes, and no entry takes less, so that a third one does not hide.
-    let mut entries = [0u64; 16];
-    // SAFETY: the kernel writes at most as many bytes as `entries` has, which is aligned as a `linux_dirent64` must be.
-    let size = check(unsafe {
-        libc::syscall(
-            libc::SYS_getdents64,
-            dir.as_raw_fd(),
-            entries.as_mut_ptr(),
-            size_of_val(&entries),
-        )
-    })?;
-    Ok(size <= 48)
+    // `.` and `..` take 24 bytes each; the longest name takes 280, so that the buffer holds a third
+    // entry of any length.
+    let mut entries = [0u64; 64];
+    let mut read = || {
+        // SAFETY: the kernel writes at most as many bytes as `entries` has, which is aligned as a
+        // `linux_dirent64` must be.
+        check(unsafe {
+            libc::syscall(
+                libc::SYS_getdents64,
+                dir.as_raw_fd(),
+                entries.as_mut_ptr(),
+                size_of_val(&entries),
+            )
+        })
+    };
+    Ok(read()? <= 48 && read()? == 0)
 }
 
 /// Takes `O_NONBLOCK` off the open file.
@@ -92,7 +99,8 @@ fn set_status(fd: impl AsFd, change: impl FnOnce(OFlag) -> OFlag) -> Result<(), 
     fcntl(fd.as_fd(), FcntlArg::F_SETFL(change(flags))).map(drop)
 }
 
-/// A duplicate of `fd`, closed on exec and above the standard three, so that it is in nobody's way when these are laid.
+/// A duplicate of `fd`, closed on exec and above the standard three, so that it is in nobody's way
+/// when these are laid.
 ///
 /// # Errors
 ///
@@ -103,18 +111,19 @@ pub fn duplicate_above_standard(fd: impl AsFd) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(new) })
 }
 
-/// Lays `fds` as standard input, output and error, open across exec. Each must be above the standard three.
+/// Lays `fds` as standard input, output and error, open across exec. Each must be above the
+/// standard three.
 ///
 /// # Errors
 ///
 /// `EBADF` if one is not, and those of `dup3(2)`.
-pub fn lay_standard(fds: [BorrowedFd<'_>; 3]) -> Result<(), Errno> {
+pub fn lay_standard(fds: &[OwnedFd; 3]) -> Result<(), Errno> {
     if fds.iter().any(|fd| fd.as_raw_fd() < FIRST_OTHER) {
         return Err(Errno::EBADF);
     }
     for (target, fd) in (0..).zip(fds) {
-        // SAFETY: dup3(2) takes integers. What it closes is a standard descriptor, which this process is about to give up: it
-        // is a child before exec, and nothing in it owns one.
+        // SAFETY: dup3(2) takes integers. What it closes is a standard descriptor, which this
+        // process is about to give up: it is a child before exec, and nothing in it owns one.
         check(unsafe { libc::dup3(fd.as_raw_fd(), target, 0) }.into())?;
     }
     Ok(())
@@ -134,19 +143,27 @@ pub fn close_others_on_exec() -> Result<(), Errno> {
     .map(drop)
 }
 
-/// Whether the working directory is within the root directory of this process; if `at_root`, whether it is the root.
+/// Whether `path` is the directory `dir`.
 ///
-/// A directory that is still there but out of reach is told as `(unreachable)…` by `getcwd(2)`.
+/// # Errors
+///
+/// Those of `stat(2)`.
+pub fn is_dir(path: &CStr, dir: impl AsFd) -> Result<bool, Errno> {
+    let (one, other) = (stat(path)?, fstat(dir)?);
+    Ok((one.st_dev, one.st_ino) == (other.st_dev, other.st_ino))
+}
+
+/// Whether the working directory can be reached from the root directory of this process. If not,
+/// `getcwd(2)` tells it as `(unreachable)…`.
 ///
 /// # Errors
 ///
 /// Those of `getcwd(2)`: `ENOENT` if the directory was removed.
-pub fn cwd_is_inside(at_root: bool) -> Result<bool, Errno> {
+pub fn cwd_is_reachable() -> Result<bool, Errno> {
     let mut path = [0u8; libc::PATH_MAX as usize];
     // SAFETY: the kernel writes at most as many bytes as `path` has.
-    let length = check(unsafe { libc::syscall(libc::SYS_getcwd, path.as_mut_ptr(), path.len()) })?;
-    // The length counts the NUL at the end.
-    Ok(path[0] == b'/' && (!at_root || length == 2))
+    check(unsafe { libc::syscall(libc::SYS_getcwd, path.as_mut_ptr(), path.len()) })?;
+    Ok(path[0] == b'/')
 }
 
 /// Bytes that wait in the pipe `fd`.
@@ -159,42 +176,4 @@ pub fn bytes_waiting(fd: impl AsFd) -> Result<usize, Errno> {
     // SAFETY: FIONREAD writes one int.
     check(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), libc::FIONREAD, &raw mut count) }.into())?;
     Ok(usize::try_from(count).unwrap_or(0))
-}
-
-/// Lays `fd` as descriptor `target`, open across exec.
-///
-/// # Errors
-///
-/// Those of `dup3(2)`.
-pub fn lay(fd: BorrowedFd<'_>, target: RawFd) -> Result<(), Errno> {
-    if fd.as_raw_fd() == target {
-        return fcntl(fd, FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).map(drop);
-    }
-    // SAFETY: as in `lay_standard`: the child before exec owns nothing that it will use again.
-    check(unsafe { libc::dup3(fd.as_raw_fd(), target, 0) }.into()).map(drop)
-}
-
-/// Marks every descriptor from `first` on to be closed on exec.
-///
-/// # Errors
-///
-/// As [`close_others_on_exec`].
-pub fn close_on_exec_from(first: RawFd) -> Result<(), Errno> {
-    // SAFETY: as in `close_others_on_exec`.
-    check(unsafe {
-        libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, CLOSE_RANGE_CLOEXEC)
-    })
-    .map(drop)
-}
-
-/// The descriptor `number` that this process was started with, if it is open.
-///
-/// To be called once, before anything else opens descriptors.
-pub fn inherited(number: RawFd) -> Option<OwnedFd> {
-    // SAFETY: F_GETFD takes integers and says whether the descriptor is open.
-    check(unsafe { libc::fcntl(number, libc::F_GETFD) }.into()).ok()?;
-    // SAFETY: it is open, and as the caller calls this once, at its start, nobody else owns it.
-    let fd = unsafe { OwnedFd::from_raw_fd(number) };
-    fcntl(&fd, FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC)).ok()?;
-    Some(fd)
 }

@@ -1,7 +1,8 @@
 //! Groups, ids and capabilities of this thread: setting them by raw calls, and reading them back.
 //!
-//! Libc makes the setters act on every thread of the process that it knows of; in a child made by `clone3` that is a list of
-//! threads which are not there. A child has one thread, so the raw call is the whole of it.
+//! Libc makes the setters act on every thread of the process that it knows of; in a child made by
+//! `clone3` that is a list of threads which are not there. A child has one thread, so the raw call
+//! is the whole of it.
 #![allow(unsafe_code)]
 
 use nix::errno::Errno;
@@ -89,7 +90,8 @@ pub fn groups(buffer: &mut [u32]) -> Result<usize, Errno> {
         // Zero would ask for the count alone.
         return Err(Errno::EINVAL);
     }
-    // SAFETY: the kernel writes at most `size` ids, which is the length of `buffer`; a gid_t is a u32.
+    // SAFETY: the kernel writes at most `size` ids, which is the length of `buffer`; a gid_t is a
+    // u32.
     let count = unsafe { libc::getgroups(size, buffer.as_mut_ptr()) };
     check(count.into()).map(|count| count as usize)
 }
@@ -114,7 +116,8 @@ pub fn set_gid(gid: u32) -> Result<(), Errno> {
     check(unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) }).map(drop)
 }
 
-/// Sets real, effective, saved and file-system uid. Leaving uid 0 takes all capabilities along: `capabilities(7)`.
+/// Sets real, effective, saved and file-system uid. Leaving uid 0 takes all capabilities along:
+/// `capabilities(7)`.
 ///
 /// # Errors
 ///
@@ -124,12 +127,13 @@ pub fn set_uid(uid: u32) -> Result<(), Errno> {
     check(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) }).map(drop)
 }
 
-/// Whether this thread could become root by `setuid(0)` or take group 0 by `setgid(0)`. If it can, it has.
-pub fn can_become_root(uid: u32, gid: u32) -> bool {
+/// Whether this thread, which is not root's and has gid `gid`, gets uid 0 by `setuid(0)`, or gid 0
+/// by `setgid(0)`. If it does, it has it now.
+pub fn can_become_root(gid: u32) -> bool {
     // SAFETY: setuid(2) and setgid(2) take an integer.
-    let (as_user, as_group) =
-        unsafe { (libc::syscall(libc::SYS_setuid, 0), libc::syscall(libc::SYS_setgid, 0)) };
-    (uid != 0 && as_user != -1) || (gid != 0 && as_group != -1)
+    let [user, group] =
+        unsafe { [libc::syscall(libc::SYS_setuid, 0), libc::syscall(libc::SYS_setgid, 0)] };
+    user != -1 || (gid != 0 && group != -1)
 }
 
 /// The capability sets of a thread, a bit for each capability.
@@ -167,7 +171,8 @@ struct CapabilityHeader {
 pub fn capabilities() -> Result<Capabilities, Errno> {
     let mut header = CapabilityHeader { version: CAPABILITY_VERSION, pid: 0 };
     let mut data = [CapabilityData::default(); 2];
-    // SAFETY: with version 3 the kernel reads and may write the header, and writes two `CapabilityData`.
+    // SAFETY: with version 3 the kernel reads and may write the header, and writes two
+    // `CapabilityData`.
     check(unsafe { libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()) })?;
     let [low, high] = data;
     let join = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
@@ -191,7 +196,8 @@ pub fn set_capabilities(sets: Capabilities) -> Result<(), Errno> {
         inheritable: (sets.inheritable >> shift) as u32,
     };
     let data = [half(0), half(32)];
-    // SAFETY: with version 3 the kernel reads and may write the header, and reads two `CapabilityData`.
+    // SAFETY: with version 3 the kernel reads and may write the header, and reads two
+    // `CapabilityData`.
     check(unsafe { libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr()) }).map(drop)
 }
 

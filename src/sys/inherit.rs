@@ -1,6 +1,6 @@
-//! What a child inherits of its caller's standing, and a run must not: a better place with scheduler, memory and disk than an
-//! ordinary process, its core limit, its keys. A worse place is kept: it is what the caller wanted, and cannot be undone by an
-//! ordinary user anyway.
+//! What a child inherits of its caller's standing, and a run must not: a better place with
+//! scheduler, memory and disk than an ordinary process, its core limit, its keys. A worse place is
+//! kept: it is what the caller wanted, and cannot be undone by an ordinary user anyway.
 #![allow(unsafe_code)]
 
 use nix::errno::Errno;
@@ -18,14 +18,17 @@ const IOPRIO_CLASS_RT: libc::c_long = 1;
 /// `KEYCTL_JOIN_SESSION_KEYRING` of `linux/keyctl.h`.
 const JOIN_SESSION_KEYRING: libc::c_ulong = 1;
 
-/// Leaves real-time and deadline scheduling, a negative nice value and real-time I/O: each for the ordinary one.
+/// Leaves real-time and deadline scheduling, a negative nice value and real-time I/O: each for the
+/// ordinary one.
 ///
 /// # Errors
 ///
-/// Those of `sched_setscheduler(2)`, `setpriority(2)` and `ioprio_set(2)`; nothing of it needs a right.
+/// Those of `sched_setscheduler(2)`, `setpriority(2)` and `ioprio_set(2)`; nothing of it needs a
+/// right.
 pub fn ordinary_scheduling() -> Result<(), Errno> {
     let own: libc::c_long = 0;
-    // SAFETY: the calls take integers, but for sched_setscheduler(2), which reads one int: `priority`.
+    // SAFETY: the calls take integers, but for sched_setscheduler(2), which reads one int:
+    // `priority`.
     unsafe {
         let policy = check(libc::syscall(libc::SYS_sched_getscheduler, own))? as libc::c_int
             & !libc::SCHED_RESET_ON_FORK;

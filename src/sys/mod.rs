@@ -23,6 +23,8 @@ compile_error!("the raw calls that set ids take 16-bit ids on 32-bit machines");
 pub mod clock;
 pub mod clone;
 pub mod exec;
+#[cfg(test)]
+pub(crate) mod fault;
 pub mod fds;
 pub mod fs;
 pub mod ids;

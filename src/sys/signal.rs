@@ -1,4 +1,5 @@
-//! Signal dispositions and mask of a child, by raw calls: libc hides the two real-time signals that it uses itself.
+//! Signal dispositions and mask of a child, by raw calls: libc hides the two real-time signals that
+//! it uses itself.
 #![allow(unsafe_code)]
 
 use std::ptr;
@@ -13,17 +14,20 @@ const LAST: i32 = 64;
 /// Size of the kernel's signal set, bytes: one bit for each signal.
 const SET_BYTES: usize = 8;
 
-/// A kernel `struct sigaction` that is all zero: default action, no flags, nothing masked. 32 bytes on every 64-bit machine.
+/// A kernel `struct sigaction` that is all zero: default action, no flags, nothing masked. 32 bytes
+/// on every 64-bit machine.
 static DEFAULT: [u64; 4] = [0; 4];
 
-/// Gives every signal its default action. `execve(2)` does so for handled signals, but keeps ignored ones ignored.
+/// Gives every signal its default action. `execve(2)` does so for handled signals, but keeps
+/// ignored ones ignored.
 ///
 /// # Errors
 ///
 /// Those of `rt_sigaction(2)`.
 pub fn default_all() -> Result<(), Errno> {
     for signal in (1..=LAST).filter(|&n| n != libc::SIGKILL && n != libc::SIGSTOP) {
-        // SAFETY: the kernel reads one `struct sigaction` at the pointer, which is that long, and writes nothing to null.
+        // SAFETY: the kernel reads one `struct sigaction` at the pointer, which is that long, and
+        // writes nothing to null.
         let result = unsafe {
             libc::syscall(
                 libc::SYS_rt_sigaction,
@@ -45,7 +49,8 @@ pub fn default_all() -> Result<(), Errno> {
 /// Those of `rt_sigprocmask(2)`.
 pub fn unblock_all() -> Result<(), Errno> {
     let none = 0u64;
-    // SAFETY: the kernel reads a set of `SET_BYTES` at the pointer, which is that long, and writes nothing to null.
+    // SAFETY: the kernel reads a set of `SET_BYTES` at the pointer, which is that long, and writes
+    // nothing to null.
     let result = unsafe {
         libc::syscall(
             libc::SYS_rt_sigprocmask,

@@ -1,6 +1,6 @@
 //! What is wrong with a task file, and how it is shown.
 //!
-//! Reading a file collects [`Problem`]s at byte offsets; a [`Report`] gives each its line and
+//! Reading a file collects problems at byte offsets; a [`Report`] gives each its line and
 //! column in one pass over the text, and keeps the piece of the line that it shows. Nothing that
 //! the file holds reaches a terminal as a control character.
 
@@ -38,11 +38,16 @@ pub(super) struct Problems {
 
 impl Problems {
     pub(super) fn add(&mut self, problem: Problem) {
-        if self.list.len() < MAX_PROBLEMS {
-            self.list.push(problem);
-        } else {
+        if self.is_full() {
             self.more += 1;
+        } else {
+            self.list.push(problem);
         }
+    }
+
+    /// Whether further problems are only counted.
+    pub(super) fn is_full(&self) -> bool {
+        self.list.len() >= MAX_PROBLEMS
     }
 }
 

@@ -170,7 +170,10 @@ impl<'t, 's, 'p> Reader<'t, 's, 'p> {
         }
         let scopes = self.process_scopes(&scope);
         let own_name = self.string(&scope, "name");
-        let first_name = scopes.first().and_then(Option::as_ref).map(|first| self.name(first));
+        let first_name = match scope.get("name") {
+            Some(_) => None,
+            None => scopes.first().and_then(Option::as_ref).map(|first| self.name(first)),
+        };
         let name = self.task_name(&scope, own_name, first_name.as_ref(), &scopes);
         let task_id = self.make_task_id(&scope, name.as_deref());
         let processes: Vec<_> = (scopes.iter().enumerate())
@@ -390,6 +393,10 @@ impl<'t, 's, 'p> Reader<'t, 's, 'p> {
     /// Reports an unknown field. If it is a known one mistyped, its value counts as that one's, so
     /// that the known one is not reported to be missing.
     fn unknown(&mut self, scope: &mut Scope<'_>, key: NodeId, value: NodeId) {
+        if self.problems.is_full() {
+            self.problems.more += 1;
+            return;
+        }
         let name = self.tree.text(key);
         let nearest = scope.schema.nearest(name);
         let expected = match nearest {
@@ -718,5 +725,7 @@ fn within(path: &str) -> impl Iterator<Item = &str> {
     std::iter::successors(Some(path), |path| path.rfind(['.', '[']).map(|end| &path[..end]))
 }
 
+#[cfg(test)]
+mod oracle;
 #[cfg(test)]
 mod tests;

@@ -1,13 +1,13 @@
 //! What was asked: a task, its processes and their order. Pure.
 //!
-//! A task comes in as a task file ([`file`]) or as a [`crate::proto::Task`]; both become a
+//! A task comes in as a task file ([`mod@file`]) or as a [`crate::proto::Task`]; both become a
 //! [`TaskSpec`], which is always valid, so that nothing downstream checks it again.
 //!
 //! ```text
 //! bytes ─▶ node (YAML tree) ─▶ file (fields, types, templates) ─▶ proto::Task ─▶ validate ─▶ TaskSpec
 //! ```
 //!
-//! The rules of the schema live in [`validate`] alone; [`file`] adds what only a text can get
+//! The rules of the schema live in [`validate`] alone; [`mod@file`] adds what only a text can get
 //! wrong, and gives every error its place. Only [`source`] touches the file system.
 
 pub mod diagnostic;

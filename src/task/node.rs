@@ -13,11 +13,11 @@ use super::diagnostic::{Problem, Problems};
 use super::quoted;
 
 /// Most values of a file, every use of an alias counted in full.
-pub(super) const MAX_VALUES: usize = 400_000;
+pub(super) const MAX_VALUES: u32 = 500_000;
 /// Most bytes of text in a file, every use of an alias counted in full.
-pub(super) const MAX_TEXT: usize = 4 << 20;
+pub(super) const MAX_TEXT: u32 = 4 << 20;
 /// Deepest nesting of lists and mappings in brackets, and of those by indentation. A task needs 6.
-const MAX_DEPTH: usize = 32;
+pub(super) const MAX_DEPTH: usize = 32;
 
 /// A node of a tree, by its index.
 pub(super) type NodeId = u32;
@@ -193,8 +193,8 @@ fn is_merge(nodes: &[Node<'_>], key: NodeId) -> bool {
 /// What a part of the file expands to.
 #[derive(Debug, Clone, Copy, Default)]
 struct Size {
-    values: usize,
-    text: usize,
+    values: u32,
+    text: u32,
 }
 
 impl Size {
@@ -258,6 +258,9 @@ impl<'s, 'p> Builder<'s, 'p> {
         while let Some(event) = parser.next_event() {
             let (event, span) = event.map_err(|error| self.syntax(&error))?;
             let place = self.place(&span);
+            if self.problems.is_full() {
+                return Err(whole(place, "too many errors to read on", "fewer errors"));
+            }
             match event {
                 Event::DocumentStart(..) if self.root.is_some() => {
                     return Err(whole(place, "a second document", "one document in the file"));
@@ -274,7 +277,7 @@ impl<'s, 'p> Builder<'s, 'p> {
                 Event::SequenceEnd | Event::MappingEnd => self.end(),
                 Event::Alias(id) => self.alias(place, id)?,
                 Event::UnresolvedAlias(name) => {
-                    let message = format!("alias `*{name}` names nothing");
+                    let message = format!("alias {} names nothing", quoted(&format!("*{name}")));
                     let expected = "an anchor that comes before, such as `&NAME`";
                     self.problems.add(whole(place, message, expected));
                     let node = self.push(place, Value::Refused)?;
@@ -305,12 +308,11 @@ impl<'s, 'p> Builder<'s, 'p> {
     /// Adds a node, and to the size of the file.
     fn push(&mut self, place: (usize, usize), value: Value<'s>) -> Result<NodeId, Problem> {
         let text = match &value {
-            Value::Scalar { text, .. } => text.len(),
+            Value::Scalar { text, .. } => offset(text.len()),
             Value::List(_) | Value::Mapping(_) | Value::Refused => 0,
         };
         self.grow(place, Size { values: 1, text })?;
         let id = self.nodes.len();
-        let offset = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
         self.nodes.push(Node { start: offset(place.0), end: offset(place.1), value });
         NodeId::try_from(id).map_err(|_| too_large(place))
     }
@@ -497,6 +499,11 @@ impl<'s, 'p> Builder<'s, 'p> {
             _ => is_mapping(&value),
         }
     }
+}
+
+/// An offset or length in a file, none of which is near the limit of the type.
+fn offset(at: usize) -> u32 {
+    u32::try_from(at).unwrap_or(u32::MAX)
 }
 
 fn too_large(place: (usize, usize)) -> Problem {

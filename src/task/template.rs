@@ -6,10 +6,14 @@
 
 use std::borrow::Cow;
 
+use super::QUOTED_MAX;
+
 /// Most rounds of replacement in one text.
 pub const MAX_ROUNDS: usize = 100;
 /// Bytes that all rounds over all texts of a file may read and write.
 pub const MAX_BYTES: usize = 8 << 20;
+/// Longest reference in bytes.
+pub const MAX_REFERENCE: usize = 255;
 /// Most wrong references of one text that are named.
 const MAX_ERRORS: usize = 100;
 
@@ -19,6 +23,9 @@ pub enum TemplateError {
     /// Between the braces stands no reference.
     #[error("`{{{{{0}}}}}` is not a reference")]
     Malformed(String),
+    /// A reference of more than [`MAX_REFERENCE`] bytes; how it begins.
+    #[error("a reference that begins with `{{{{{0}` is too long")]
+    TooLong(String),
     /// Nothing has that name.
     #[error("`{{{{{0}}}}}` is bound to nothing")]
     Unbound(String),
@@ -36,8 +43,8 @@ pub enum TemplateError {
         /// What was found there.
         found: &'static str,
     },
-    /// The task id is made from the text that refers to it.
-    #[error("`{{{{thermos.task_id}}}}` is made from this name")]
+    /// The task id is made from a text that refers to it, or that comes after this one.
+    #[error("`{{{{thermos.task_id}}}}` is not known yet: it is made from the name of the task")]
     Circular,
     /// References lead to references, perhaps in a circle.
     #[error("still has references after {MAX_ROUNDS} rounds of filling in")]
@@ -56,6 +63,7 @@ impl TemplateError {
                  for the braces themselves write `{{{{&{body}}}}}`"
             )
             .into(),
+            Self::TooLong(_) => format!("at most {MAX_REFERENCE} bytes").into(),
             Self::Unbound(reference) => format!(
                 "a field of the process or of the task, thermos.task_id, thermos.user, \
                  thermos.ports[NAME], or a binding `-E {reference}=VALUE`"
@@ -64,7 +72,7 @@ impl TemplateError {
             Self::UnboundPort(port) => format!("a binding `-P {port}:PORT`").into(),
             Self::PortForm(_) => "the form `{{thermos.ports[NAME]}}`".into(),
             Self::NotText { .. } => "a reference to a text or a number".into(),
-            Self::Circular => "a task id given by `--task-id`, or another name".into(),
+            Self::Circular => "a task id given by `--task-id`, or a text without it".into(),
             Self::TooDeep => "references that come to an end".into(),
             Self::TooLarge => "shorter texts".into(),
         }
@@ -79,7 +87,7 @@ impl TemplateError {
             Self::NotText { reference, .. } => Some(reference.as_str().into()),
             Self::UnboundPort(port) => Some(format!("thermos.ports[{port}]").into()),
             Self::Circular => Some("thermos.task_id".into()),
-            Self::TooDeep | Self::TooLarge => None,
+            Self::TooLong(_) | Self::TooDeep | Self::TooLarge => None,
         }
     }
 }
@@ -217,10 +225,7 @@ fn round(
     for braces in Braces::new(text).filter(|braces| !braces.is_escape()) {
         next.push_str(&text[done..braces.start]);
         done = braces.end();
-        let value = match Reference::parse(braces.body) {
-            Some(reference) => find(&reference, budget),
-            None => Err(TemplateError::Malformed(braces.body.to_owned())),
-        };
+        let value = reference(braces.body).and_then(|reference| find(&reference, budget));
         match value.and_then(|value| budget.spend(value.len()).map(|()| value)) {
             Ok(value) => next.push_str(&value),
             Err(TemplateError::TooLarge) => return Err(vec![TemplateError::TooLarge]),
@@ -236,6 +241,14 @@ fn round(
     }
     next.push_str(&text[done..]);
     Ok(Some(next))
+}
+
+/// The reference between braces.
+fn reference(body: &str) -> Result<Reference<'_>, TemplateError> {
+    if body.len() > MAX_REFERENCE {
+        return Err(TemplateError::TooLong(body.chars().take(QUOTED_MAX).collect()));
+    }
+    Reference::parse(body).ok_or_else(|| TemplateError::Malformed(body.to_owned()))
 }
 
 /// `{{&x}}` becomes `{{x}}`.
@@ -385,6 +398,18 @@ mod tests {
                 TemplateError::Malformed(" y ".into()),
                 TemplateError::Malformed("&".into()),
             ]
+        );
+    }
+
+    /// attack 52: errors repeat no more of a text than fits a line.
+    #[test]
+    fn a_reference_has_a_length_that_a_message_can_hold() {
+        let longest = "x".repeat(MAX_REFERENCE);
+        let begin = "x".repeat(60);
+
+        assert_eq!(
+            expand(&format!("{{{{{longest}}}}} {{{{{longest}x}}}}")).unwrap_err(),
+            [TemplateError::Unbound(longest), TemplateError::TooLong(begin)]
         );
     }
 

@@ -867,6 +867,19 @@ mod tests {
         assert!(TaskSpec::from_proto(&task).is_ok());
     }
 
+    /// T9, T11: what is said twice is wrong once, where it is said first.
+    #[test]
+    fn a_repeated_edge_is_one_violation() {
+        let mut task = task(&["d", "a"], &[&["a"], &["d", "a"], &["d", "a"]]);
+        task.processes[0].daemon = Some(true);
+
+        assert_eq!(
+            violations(&task),
+            ["constraints[1].order[1]: `a` comes after `d`, a daemon, which never ends; \
+                 expected nothing after a daemon"]
+        );
+    }
+
     /// T12
     #[test]
     fn only_an_ephemeral_comes_after_an_ephemeral() {

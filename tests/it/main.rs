@@ -1,4 +1,20 @@
 //! Integration tests: real binaries, real processes, real cgroups.
+//!
+//! Each test is named after its claim; its doc comment gives the number of the scenario (S), outcome (O) or attack that it
+//! shows. [`support`] is what they stand on: a [`support::Scene`] is a root of its own, and nothing may be left of it when
+//! a test ends.
+
+#![allow(clippy::unwrap_used)]
 
 /// No kill -9, full disk or failed call loses anything.
 mod crash;
+mod docs;
+mod ending;
+mod files;
+mod identity;
+mod logs;
+mod order;
+mod outcomes;
+mod recover;
+mod support;
+mod terminal;

@@ -2,7 +2,7 @@
 
 use super::script::{MS, OnTerm, exits, process, sleeps, task};
 use super::sim::{Sim, killed};
-use crate::state::{Event, KillStage, Phase, Stamp};
+use crate::state::{ApplyError, Event, KillStage, Phase, RunStep, Stamp};
 
 /// A process that only a kill ends.
 fn stubborn() -> Sim {
@@ -106,6 +106,19 @@ fn no_finalizer_starts_beside_one_that_is_torn_down() {
     assert_eq!([sim.opened_at("a", 1), sim.opened_at("b", 1)], [1100, 1100]);
 }
 
+/// T49: no time is left to run them anew.
+#[test]
+fn a_kill_without_time_ends_live_finalizers() {
+    let mut sim = Sim::new(task([process("main"), process("f").finalizer().runs([sleeps()])]));
+    sim.run_for(100);
+
+    sim.kill(0, false);
+    sim.run_to_end();
+
+    assert_eq!((sim.runs("f").as_str(), sim.over_at()), ("K", 100));
+    assert_eq!(*sim.verdict("f", 0), killed(KillStage::Deadline));
+}
+
 /// T49: to the verdict it makes no difference when the request came.
 #[test]
 fn a_kill_while_finalizing_makes_a_success_killed() {
@@ -155,6 +168,37 @@ fn a_deadline_only_shrinks() {
 
         assert_eq!((sim.phase(), sim.over_at()), (Phase::Killed, 2100));
     }
+}
+
+/// T51, dewar's rule: several requests may be read in one turn.
+#[test]
+fn of_two_kills_at_once_the_shorter_holds() {
+    for deadlines in [[9, 5], [5, 9]] {
+        let mut sim = stubborn();
+
+        for deadline in deadlines.map(|s| sim.now + s * 1000 * MS) {
+            let kill = Event::KillRequested { deadline, lost: false, by_uid: 0, by_pid: 1 };
+            sim.append(kill, sim.stamp());
+        }
+        sim.run_to_end();
+
+        assert_eq!((sim.phase(), sim.over_at()), (Phase::Killed, 5100));
+    }
+}
+
+/// T49.
+#[test]
+fn a_task_that_is_to_be_killed_opens_no_run() {
+    let mut sim = Sim::new(task([process("a"), process("b")]).max_concurrency(1));
+    sim.run_for(5);
+    let kill = Event::KillRequested { deadline: 0, lost: false, by_uid: 0, by_pid: 1 };
+    sim.append(kill, sim.stamp());
+    let open = Event::Run { process: 1, run: 0, step: RunStep::Opened };
+
+    let error = sim.state.apply(&open, sim.stamp()).unwrap_err();
+
+    let why = "its plan is not being run";
+    assert_eq!(error, ApplyError::IllegalStart { process: "b".into(), run: 0, why });
 }
 
 /// T51, dewar's rule: nor does a kill give back what `finalization_wait` has used up.

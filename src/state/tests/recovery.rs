@@ -1,9 +1,9 @@
 //! Replay, takeover and reboot.
 
-use super::script::{OnTerm, exits, process, sleeps, task};
+use super::script::{MS, OnTerm, exits, process, sleeps, task};
 use super::sim::{Sim, killed};
 use crate::proto::VerdictReason;
-use crate::state::{Effect, Event, KillStage, Leader, Phase, ProcessId, plan};
+use crate::state::{Event, KillStage, Leader, Phase, ProcessId, plan};
 
 /// T68: a live run is followed, not repeated.
 #[test]
@@ -116,30 +116,24 @@ fn a_kill_that_was_recorded_and_not_done_is_done_by_the_next_runner() {
     assert_eq!(sim.phase(), Phase::Failed);
 }
 
-/// The same, where the reason was a request whose time is not over.
+/// The same, where the reason was a request: it stays the reason, be there time left or not.
 #[test]
 fn a_teardown_that_was_recorded_and_not_done_keeps_its_reason() {
-    let f = process("f").finalizer().runs([sleeps(), exits(0)]);
-    let mut sim = Sim::new(task([process("main"), f]));
-    sim.run_for(100);
-    sim.crash_in = Some(0);
-    sim.kill(5000, false);
-    assert!(!sim.runner_is_up);
-    let leader = Leader {
-        runner: ProcessId { pid: 9, start_ticks: 9 },
-        boot_id: "boot-1".into(),
-        cgroup: None,
-        dropped_bytes: 0,
-    };
-    sim.append(Event::Led(leader), sim.stamp());
+    for ms_later in [0, 60_000] {
+        let f = process("f").finalizer().runs([sleeps(), exits(0)]);
+        let mut sim = Sim::new(task([process("main"), f]));
+        sim.run_for(100);
+        sim.crash_in = Some(0);
+        sim.kill(5000, false);
+        assert!(!sim.runner_is_up);
+        sim.run_for(ms_later);
 
-    let effects = plan(&sim.state, sim.now);
+        sim.start_runner();
+        sim.run_to_end();
 
-    let doom = Effect::Doom { process: 1, run: 0, stage: KillStage::Request };
-    assert_eq!(effects, [doom]);
-    sim.start_runner();
-    sim.run_to_end();
-    assert_eq!(sim.runs("f"), "KS");
+        assert_eq!(sim.runs("f"), if ms_later == 0 { "KS" } else { "K" });
+        assert_eq!(*sim.verdict("f", 0), killed(KillStage::Request));
+    }
 }
 
 /// A SIGTERM is recorded after it was sent: it may be sent twice, never not at all.
@@ -195,6 +189,22 @@ fn a_reboot_ends_the_wait_for_a_retry() {
     assert_eq!((sim.runs("a").as_str(), sim.phase()), ("FS", Phase::Success));
 }
 
+/// T24: nor does the end of a run that only its coordinator recorded, before the reboot, make anything wait.
+#[test]
+fn an_end_of_an_earlier_boot_makes_nothing_wait() {
+    let a = process("a").max_failures(2).min_duration(3_600_000).runs([exits(1), exits(0)]);
+    let mut sim = Sim::new(task([a]));
+    sim.run_for(5);
+    sim.kill_runner();
+    sim.run_for(50);
+
+    sim.reboot(0, 7);
+    sim.run_for(0);
+
+    assert_eq!(sim.runs("a"), "Fr");
+    assert_eq!(sim.process_runs("a")[0].ended.unwrap().boot, 0);
+}
+
 /// What was left of a deadline is over.
 #[test]
 fn a_reboot_ends_a_task_that_was_about_to_end() {
@@ -213,16 +223,17 @@ fn a_reboot_ends_a_task_that_was_about_to_end() {
 /// A kill that was accepted just before a power cut is carried out after it.
 #[test]
 fn a_kill_survives_a_power_cut() {
-    let mut sim = Sim::new(task([process("main").runs([sleeps().on_term(OnTerm::Ignores)])]));
+    let mut sim = Sim::new(task([process("main").runs([sleeps()]), process("f").finalizer()]));
     sim.run_for(50);
-    let deadline = sim.now + 1;
+    let deadline = sim.now + 60_000 * MS;
     let kill = Event::KillRequested { deadline, lost: false, by_uid: 0, by_pid: 1 };
     sim.append(kill, sim.stamp());
 
     sim.reboot(0, 7);
     sim.run_to_end();
 
-    assert_eq!((sim.runs("main").as_str(), sim.phase()), ("L", Phase::Killed));
+    assert_eq!([sim.runs("main"), sim.runs("f")], ["L", ""], "what was left of its time is over");
+    assert_eq!(sim.phase(), Phase::Killed);
 }
 
 /// Invariant 2: the record of the opening may be lost in a power cut while that of the end, in another file, is not.

@@ -198,7 +198,10 @@ fn is_dooming(sim: &Sim, effects: &[Effect]) -> bool {
 
 fn assert_all_doomed(sim: &Sim, effects: &[Effect]) {
     for (process, run, of) in sim.state.live_runs() {
-        let now = |effect: &Effect| matches!(*effect, Effect::Doom { process: p, run: r, .. } if (p, r) == (process, run));
+        let now = |effect: &Effect| match *effect {
+            Effect::Doom { process: p, run: r, .. } => (p, r) == (process, run),
+            _ => false,
+        };
         assert!(of.doomed.is_some() || effects.iter().any(now), "run {run} of {process} lives on");
     }
     let extra = |effect: &Effect| matches!(effect, Effect::Open { .. } | Effect::Enter(_));

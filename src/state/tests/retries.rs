@@ -1,9 +1,9 @@
 //! Section 2, T19 to T24: what the end of a run means for its process.
 
 use super::script::{End, dies, exits, fails_by, process, sleeps, task};
-use super::sim::Sim;
+use super::sim::{Sim, natural_end};
 use crate::proto::VerdictReason;
-use crate::state::{Phase, Settled};
+use crate::state::{Phase, RunEnd, Settled};
 
 /// T19.
 #[test]
@@ -90,6 +90,20 @@ fn a_daemon_may_succeed_and_a_process_fail_beyond_the_loss_limit() {
 
     assert_eq!(sim.runs("main"), "F".repeat(120) + "S");
     assert!(sim.runs("d").starts_with(&"S".repeat(200)));
+}
+
+/// T22: the verdict of the last loss says that it is one, beside what is said of it anyway.
+#[test]
+fn the_last_loss_says_that_it_is_one_too_many() {
+    let mut sim = Sim::new(task([process("main").runs([sleeps()])]).loss_limit(1));
+    sim.run_for(1);
+    let mut end = natural_end(End::CoordinatorDies);
+    let judged = |end: &RunEnd| sim.state.judge(0, 0, end.clone()).verdict.detail.unwrap();
+
+    assert_eq!(judged(&end), "1 losses in a row: the process has failed");
+    end.verdict.detail = Some("its stream is corrupt".into());
+
+    assert_eq!(judged(&end), "its stream is corrupt; 1 losses in a row: the process has failed");
 }
 
 /// T22: the limit holds for ephemerals too, and their successors never run.

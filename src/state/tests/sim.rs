@@ -1,8 +1,10 @@
 //! A runner, its coordinators and the machine below them, in virtual time.
 //!
-//! The runner does what the real one is to do: it reads the coordinators' streams, records, applies, plans, and performs each
-//! effect after its record (SIGTERM before it). Every event goes through its record and back. A crash may come between
-//! any record and its act; a power cut may take what is not synced. After each record the invariants are checked.
+//! The runner does what the real one is to do: it reads the coordinators' streams, records, applies, plans, and
+//! performs each effect after its record (SIGTERM before it). Every event goes through its record and back. A crash may
+//! come between any record and its act. A power cut may take all records that are not synced: of the runner's stream
+//! those after the last kill request, of a coordinator stream those after the last end. After each record the
+//! invariants are checked.
 
 use std::collections::BTreeMap;
 
@@ -502,7 +504,6 @@ impl Sim {
         });
         self.log.push(record);
         if let Event::Run { process, run, step: RunStep::Ended(_) } = read {
-            self.synced = self.log.len();
             self.ended_in.insert((process, run), self.boot);
         }
         self.check_after();

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::task::spec::{FileMode, Graph, Logger, ProcessSpec, Resources, Rotate};
-use crate::task::{NAME_MAX, ProcessName};
+use crate::task::{NAME_MAX, ProcessName, node};
 
 fn bindings() -> Bindings {
     Bindings {
@@ -548,7 +548,7 @@ fn a_name_that_makes_no_id_is_refused_where_the_id_is_made_from_it() {
 /// T13, T15: the id is made from the name, so the name cannot hold the id.
 #[test]
 fn a_name_made_of_the_id_that_is_made_of_it_is_refused() {
-    let circular = "`{{thermos.task_id}}` is made from this name";
+    let circular = "`{{thermos.task_id}}` is not known yet: it is made from the name of the task";
 
     assert_eq!(
         without_id("name: '{{thermos.task_id}}'\nprocesses: []").unwrap_err(),
@@ -559,6 +559,10 @@ fn a_name_made_of_the_id_that_is_made_of_it_is_refused() {
         [format!("1 processes[0].name: {circular}")]
     );
     assert_eq!(spec("processes: [{name: '{{thermos.task_id}}', cmdline: x}]").name, "id-1");
+
+    let named = without_id("name: t\nprocesses: [{name: '{{thermos.task_id}}', cmdline: x}]");
+    let name = &named.unwrap().spec.processes[0].name;
+    assert_eq!(name.as_str(), "t-20260102-030405.000006");
 }
 
 /// attack 52: duplicate keys.
@@ -664,7 +668,7 @@ fn bombs_are_refused_with_a_reason() {
     let expansion = "with its aliases expanded, the file is too large";
     let processes = "- {name: p, cmdline: x}\n".repeat(MAX_PROCESSES + 1);
     let merges = format!("a: &a {{{}}}\nb: {{<<: [{}]}}", keys(2000), vec!["*a"; 2000].join(","));
-    let text = format!("a: &a {}\nb: [{}]", "x".repeat(1 << 20), vec!["*a"; 9].join(","));
+    let text = format!("a: &a {}\nb: [{}]", "x".repeat(1 << 20), ["*a"; 9].join(","));
     let orders = format!(
         "{}constraints:\n- &o {{order: [{}]}}\n{}",
         task(""),
@@ -675,7 +679,7 @@ fn bombs_are_refused_with_a_reason() {
         (laughs, expansion),
         (merges, expansion),
         (text, expansion),
-        (format!("processes: [{}]", "x,".repeat(500_000)), expansion),
+        (format!("processes: [{}]", "x,".repeat(700_000)), expansion),
         ("[".repeat(100_000), "lists and mappings are nested too deeply"),
         ("{".repeat(100_000), "lists and mappings are nested too deeply"),
         ("- ".repeat(100_000), "lists and mappings are nested too deeply"),
@@ -715,6 +719,65 @@ fn errors_beyond_a_thousand_are_counted() {
     let report = refused(source);
 
     assert_eq!((report.diagnostics().len(), report.more()), (1000, 500));
+}
+
+/// attack 52: errors of the YAML itself end the reading, so that they cost nothing.
+#[test]
+fn a_thousand_errors_of_the_tree_are_enough() {
+    let report = refused("- *a\n".repeat(100_000));
+
+    assert_eq!((report.diagnostics().len(), report.more()), (1000, 1));
+}
+
+const REFERENCE: &str = include_str!("../../../docs/task-file.md");
+
+/// A piece of the reference as a whole task.
+fn whole_task(piece: &str) -> String {
+    let indented = piece.replace('\n', "\n  ");
+    match piece.split(':').next() {
+        Some("constraints") => {
+            let processes: String = ["fetch", "build", "test", "lint"]
+                .map(|name| format!("- {{name: {name}, cmdline: x}}\n"))
+                .concat();
+            format!("processes:\n{processes}{piece}")
+        }
+        Some("resources") => task(piece),
+        Some("logger") => format!("processes:\n- name: p\n  cmdline: x\n  {indented}"),
+        _ => piece.to_owned(),
+    }
+}
+
+#[test]
+fn every_example_of_the_reference_is_accepted() {
+    let pieces: Vec<_> = REFERENCE.split("```yaml\n").skip(1).collect();
+    assert_eq!(pieces.len(), 6);
+    for piece in pieces {
+        let piece = piece.split("```").next().unwrap_or_default();
+        spec(&whole_task(piece));
+    }
+}
+
+#[test]
+fn the_reference_states_every_limit_and_field() {
+    let mib = |bytes: usize| bytes >> 20;
+    for row in [
+        format!("| size of the file | {} MiB |", mib(MAX_FILE_BYTES)),
+        format!("| {}, {} MiB |", node::MAX_VALUES, mib(node::MAX_TEXT as usize)),
+        format!("by indentation | {} |", node::MAX_DEPTH),
+        format!("| processes | {MAX_PROCESSES} |"),
+        format!("| names in all orders | {MAX_ORDER_NAMES} |"),
+        format!("filling in templates | {} MiB |", mib(template::MAX_BYTES)),
+        format!("| length of a reference | {} bytes |", template::MAX_REFERENCE),
+        format!("at most {} bytes, no NUL", validate::MAX_CMDLINE_BYTES),
+        format!("at most {} s", validate::MAX_DURATION.as_secs()),
+    ] {
+        assert!(REFERENCE.contains(&row), "{row}");
+    }
+    for schema in [&schema::TASK, &schema::PROCESS, &schema::RESOURCES, &schema::LOGGER] {
+        for field in schema.fields {
+            assert!(REFERENCE.contains(&format!("`{}", field.name)), "{}", field.name);
+        }
+    }
 }
 
 /// Fragments that YAML and this schema give a meaning to.

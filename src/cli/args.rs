@@ -1,0 +1,488 @@
+//! The command line: what may be asked for, and the text of `--help`.
+
+use std::ffi::OsString;
+use std::num::NonZeroU16;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+const ABOUT: &str = "\
+Runs tasks, each a set of processes in their order, in cgroup v2, and never loses track of one.";
+
+const EXIT_STATUS: &str = "\
+Exit status of run and resume:
+  0 SUCCESS   1 FAILED   3 KILLED   4 LOST
+  2 bad command line or task file: nothing was started
+  5 cannot be done here or now (no cgroup v2, not permitted, another runner holds the task)
+  70 a defect of dewar
+Exit status of the other commands: 0 done, 1 nothing matched, 2 bad use.
+
+A pattern is a regular expression that matches a whole task id.";
+
+/// The `dewar` command line.
+#[derive(Debug, Parser)]
+#[command(name = "dewar", version, about = ABOUT, after_help = EXIT_STATUS)]
+#[command(disable_help_subcommand = true, infer_subcommands = false)]
+pub(super) struct Cli {
+    /// What is to be done.
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Run a task to its end.
+    Run(Run),
+    /// See that a task has a runner, and follow it to its end.
+    Resume(Resume),
+    /// End tasks.
+    Kill(Kill),
+    /// Tell what is known of tasks.
+    Status(Status),
+    /// Print the log of a process.
+    Tail(Tail),
+    /// Print a checkpoint stream.
+    Read(Read),
+    /// Check a task file, and show the task and its plan.
+    Inspect(Inspect),
+}
+
+/// Where the tasks of this node are kept.
+#[derive(Debug, Args)]
+pub(super) struct RootArg {
+    /// Directory of all checkpoints [default: /var/lib/dewar as root, else $XDG_STATE_HOME/dewar or ~/.local/state/dewar]
+    #[arg(long, value_name = "DIR")]
+    pub(super) root: Option<PathBuf>,
+}
+
+/// What fills in the templates of a task file.
+#[derive(Debug, Args)]
+pub(super) struct Bindings {
+    /// Host port that {{thermos.ports[NAME]}} stands for; may be repeated
+    #[arg(short = 'P', long = "port", value_name = "NAME:PORT", value_parser = port)]
+    pub(super) ports: Vec<(String, NonZeroU16)>,
+
+    /// Text that {{NAME}} stands for; may be repeated
+    #[arg(short = 'E', long = "env", value_name = "NAME=VALUE", value_parser = binding)]
+    pub(super) bindings: Vec<(String, String)>,
+
+    /// Id of the task [default: its name and the time, such as web-20260801-093000.123456]
+    #[arg(long, value_name = "ID")]
+    pub(super) task_id: Option<String>,
+
+    /// User that the processes run as; only root may name another [default: the task's own, else whoever calls]
+    #[arg(long, value_name = "USER")]
+    pub(super) user: Option<String>,
+}
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  dewar run hello.yaml                      run a task file, watch it, exit as it ends
+  dewar run web.yaml -P http:8080 --detach  start it, print its id, and leave it to run
+  dewar run -- make -j4 test                run one command as a task of one process
+  dewar run build.yaml --output json        one JSON object a line: each transition, last the task
+
+^C asks the task to end: SIGTERM, then finalizers, within its finalization_wait. A second ^C kills it now.
+Killing dewar itself loses nothing: the task goes on, and `dewar resume ID` follows it again.";
+
+/// `dewar run`.
+#[derive(Debug, Args)]
+#[command(after_help = RUN_EXAMPLES, override_usage = "dewar run [OPTIONS] <FILE>\n       dewar run [OPTIONS] -- <CMD>...")]
+pub(super) struct Run {
+    /// Task file, YAML or JSON; - is standard input
+    #[arg(value_name = "FILE", required_unless_present = "command")]
+    pub(super) file: Option<PathBuf>,
+
+    /// Command line of a task of one process; a single CMD is given to bash as it is, several arrive as they were typed
+    #[arg(last = true, value_name = "CMD", conflicts_with = "file")]
+    pub(super) command: Vec<OsString>,
+
+    /// Where the tasks of this node are kept.
+    #[command(flatten)]
+    pub(super) root: RootArg,
+
+    /// What fills in the templates.
+    #[command(flatten)]
+    pub(super) bindings: Bindings,
+
+    /// Directory that the task runs in, made if missing [default: ROOT/sandboxes/ID]
+    #[arg(long, value_name = "DIR")]
+    pub(super) sandbox: Option<PathBuf>,
+
+    /// Directory of the logs, <process>/<run>/{stdout,stderr} in it [default: .logs in the sandbox]
+    #[arg(long, value_name = "DIR")]
+    pub(super) log_dir: Option<PathBuf>,
+
+    /// Make the sandbox the root directory of every process; root only [default: no]
+    #[arg(long)]
+    pub(super) chroot: bool,
+
+    /// Return once the task is accepted and print its id [default: follow it to its end]
+    #[arg(long)]
+    pub(super) detach: bool,
+
+    /// How processes are held together: v2, a cgroup for each run; none, process trees only, which is weaker
+    #[arg(long, value_enum, value_name = "HOW", default_value = "v2")]
+    pub(super) cgroup: Cgroup,
+
+    /// Cgroup v2 directory that tasks are put under [default: the delegated one, or <mount>/dewar as root]
+    #[arg(long, value_name = "DIR")]
+    pub(super) cgroup_base: Option<PathBuf>,
+
+    /// Run although this host cannot enforce a limit that the task asks for; its status lists it [default: refuse]
+    #[arg(long)]
+    pub(super) allow_unenforced: bool,
+
+    /// What is printed
+    #[arg(long, value_enum, value_name = "FORM", default_value = "text")]
+    pub(super) output: Output,
+
+    /// Name of the task and its process, with CMD
+    #[arg(long, value_name = "NAME", default_value = "simple", conflicts_with = "file")]
+    pub(super) name: String,
+
+    /// Failed runs that fail the process, with CMD; 0: retry for ever
+    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "file")]
+    pub(super) max_failures: u32,
+}
+
+const RESUME_EXAMPLES: &str = "\
+Example:
+  dewar resume web-20260801-093000.123456   start a runner if none lives, and follow the task to its end
+
+A task that has ended is printed at once. Output and exit status are those of run.";
+
+/// `dewar resume`.
+#[derive(Debug, Args)]
+#[command(after_help = RESUME_EXAMPLES)]
+pub(super) struct Resume {
+    /// Id of the task
+    #[arg(value_name = "TASK")]
+    pub(super) task: String,
+
+    /// Where the tasks of this node are kept.
+    #[command(flatten)]
+    pub(super) root: RootArg,
+
+    /// Return once a runner lives and print the id [default: follow the task to its end]
+    #[arg(long)]
+    pub(super) detach: bool,
+
+    /// What is printed
+    #[arg(long, value_enum, value_name = "FORM", default_value = "text")]
+    pub(super) output: Output,
+}
+
+const KILL_EXAMPLES: &str = "\
+Examples:
+  dewar kill web-20260801-093000.123456     end one task, with the time its task file gives it
+  dewar kill --wait 0s 'web-.*'             end every web task now
+  dewar kill --lost 'web-.*'                end them now, as LOST
+
+A second kill can only shorten the time. Returns when the request is on disk; resume waits for the end.";
+
+/// `dewar kill`.
+#[derive(Debug, Args)]
+#[command(after_help = KILL_EXAMPLES)]
+pub(super) struct Kill {
+    /// Patterns of task ids
+    #[arg(value_name = "REGEX", required = true)]
+    pub(super) patterns: Vec<String>,
+
+    /// Where the tasks of this node are kept.
+    #[command(flatten)]
+    pub(super) root: RootArg,
+
+    /// Time for the task to end by itself, finalizers too, such as 500ms, 10s, 2m [default: its finalization_wait]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(super) wait: Option<Duration>,
+
+    /// End it now, as LOST instead of KILLED [default: no]
+    #[arg(long, conflicts_with = "wait")]
+    pub(super) lost: bool,
+}
+
+const STATUS_EXAMPLES: &str = "\
+Examples:
+  dewar status                              all tasks, oldest first
+  dewar status --only active -v             what runs now, with its processes
+  dewar status 'web-.*' --output json       one JSON object a line";
+
+/// `dewar status`.
+#[derive(Debug, Args)]
+#[command(after_help = STATUS_EXAMPLES)]
+pub(super) struct Status {
+    /// Patterns of task ids [default: every task]
+    #[arg(value_name = "REGEX")]
+    pub(super) patterns: Vec<String>,
+
+    /// Where the tasks of this node are kept.
+    #[command(flatten)]
+    pub(super) root: RootArg,
+
+    /// Tell of these only [default: both]
+    #[arg(long, value_enum, value_name = "WHICH")]
+    pub(super) only: Option<Only>,
+
+    /// Tell more: -v processes, -vv runs, -vvv why each run ended and what it used
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    pub(super) verbose: u8,
+
+    /// What is printed
+    #[arg(long, value_enum, value_name = "FORM", default_value = "table")]
+    pub(super) output: StatusOutput,
+}
+
+const TAIL_EXAMPLES: &str = "\
+Examples:
+  dewar tail web-20260801-093000.123456     the log of its last run
+  dewar tail -f ID server --stderr          follow the errors of one process, across retries, to the end of the task
+  dewar tail ID server --run 0 > log        the log of its first run, byte for byte";
+
+/// `dewar tail`.
+#[derive(Debug, Args)]
+#[command(after_help = TAIL_EXAMPLES)]
+pub(super) struct Tail {
+    /// Id of the task
+    #[arg(value_name = "TASK")]
+    pub(super) task: String,
+
+    /// Name of the process [default: the only one, else the first that runs, else the last that ran]
+    #[arg(value_name = "PROCESS")]
+    pub(super) process: Option<String>,
+
+    /// Where the tasks of this node are kept.
+    #[command(flatten)]
+    pub(super) root: RootArg,
+
+    /// Number of the run, from 0 [default: the last one]
+    #[arg(long, value_name = "N")]
+    pub(super) run: Option<u32>,
+
+    /// Print stderr [default: stdout]
+    #[arg(long)]
+    pub(super) stderr: bool,
+
+    /// Go on with what is written and with later runs, until the task (with --run: the run) ends [default: no]
+    #[arg(short, long)]
+    pub(super) follow: bool,
+
+    /// Print control characters to a terminal as they are [default: shown as \x1b and the like]
+    #[arg(long)]
+    pub(super) raw: bool,
+}
+
+const READ_EXAMPLES: &str = "\
+Examples:
+  dewar read ROOT/checkpoints/ID/runner             the task as its stream tells it
+  dewar read --records ROOT/checkpoints/ID/runner   every record as JSON, one a line
+
+Says on stderr whether the stream ends cleanly, in a torn record (a crash while it was written), or is corrupt.";
+
+/// `dewar read`.
+#[derive(Debug, Args)]
+#[command(after_help = READ_EXAMPLES)]
+pub(super) struct Read {
+    /// Checkpoint stream of a runner or of a coordinator
+    #[arg(value_name = "STREAM")]
+    pub(super) stream: PathBuf,
+
+    /// Print the records, not what they add up to [default: no]
+    #[arg(long)]
+    pub(super) records: bool,
+
+    /// What is printed; records are always JSON
+    #[arg(long, value_enum, value_name = "FORM", default_value = "text")]
+    pub(super) output: Output,
+}
+
+const INSPECT_EXAMPLES: &str = "\
+Examples:
+  dewar inspect web.yaml -P http:8080       check it, fill it in, show its plan
+  dewar inspect web.yaml --output json      the same for programs, one JSON object";
+
+/// `dewar inspect`.
+#[derive(Debug, Args)]
+#[command(after_help = INSPECT_EXAMPLES)]
+pub(super) struct Inspect {
+    /// Task file, YAML or JSON; - is standard input
+    #[arg(value_name = "FILE")]
+    pub(super) file: PathBuf,
+
+    /// What fills in the templates.
+    #[command(flatten)]
+    pub(super) bindings: Bindings,
+
+    /// Cgroup v2 directory that tasks would be put under [default: the delegated one, or <mount>/dewar as root]
+    #[arg(long, value_name = "DIR")]
+    pub(super) cgroup_base: Option<PathBuf>,
+
+    /// What is printed
+    #[arg(long, value_enum, value_name = "FORM", default_value = "text")]
+    pub(super) output: Output,
+}
+
+/// Form of what is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Output {
+    /// For people: live on a terminal, plain lines elsewhere.
+    Text,
+    /// For programs: JSON, one object a line.
+    Json,
+}
+
+/// Form of `dewar status`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum StatusOutput {
+    /// For people.
+    Table,
+    /// For programs: JSON, one object a line.
+    Json,
+}
+
+/// How processes are held together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Cgroup {
+    /// A cgroup v2 leaf for each run.
+    V2,
+    /// Child subreapers only: weaker.
+    None,
+}
+
+/// Which tasks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Only {
+    /// Tasks that have not ended.
+    Active,
+    /// Tasks that have ended.
+    Finished,
+}
+
+fn port(text: &str) -> Result<(String, NonZeroU16), String> {
+    let (name, port) = text.split_once(':').ok_or("expected NAME:PORT, such as http:8080")?;
+    if name.is_empty() {
+        return Err("the name is empty".to_owned());
+    }
+    let port = port.parse().map_err(|_| format!("{port:?} is no port: expected 1 to 65535"))?;
+    Ok((name.to_owned(), port))
+}
+
+fn binding(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
+    if name.is_empty() {
+        return Err("the name is empty".to_owned());
+    }
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+/// A time such as `500ms`, `10s`, `1.5s`, `2m`, `1h`, `1d`; a bare number is seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let seconds = match unit {
+        "ms" => 0.001,
+        "" | "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3_600.0,
+        "d" => 86_400.0,
+        _ => return Err(format!("unknown unit {unit:?}: expected ms, s, m, h or d")),
+    };
+    let number: f64 = number.parse().map_err(|_| "expected a time such as 500ms, 10s or 2m")?;
+    Duration::try_from_secs_f64(number * seconds).map_err(|_| "is too long".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Command, clap::Error> {
+        Cli::try_parse_from(line.split(' ')).map(|cli| cli.command)
+    }
+
+    #[test]
+    fn the_definitions_are_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_file_and_a_command_exclude_each_other_and_one_is_needed() {
+        assert!(matches!(parse("dewar run t.yaml"), Ok(Command::Run(_))));
+        let Ok(Command::Run(run)) = parse("dewar run --task-id x -- make -j4 --name") else {
+            panic!("not parsed");
+        };
+        assert_eq!(run.command, ["make", "-j4", "--name"]);
+        assert_eq!(run.bindings.task_id.as_deref(), Some("x"));
+
+        let kind = |line| parse(line).unwrap_err().kind();
+        assert_eq!(kind("dewar run"), ErrorKind::MissingRequiredArgument);
+        assert_eq!(kind("dewar run t.yaml -- make"), ErrorKind::ArgumentConflict);
+        assert_eq!(kind("dewar run t.yaml --name x"), ErrorKind::ArgumentConflict);
+    }
+
+    #[test]
+    fn a_binding_splits_at_its_first_equals_sign() {
+        let Ok(Command::Run(run)) = parse("dewar run t.yaml -E a=b=c -P http:80 -E d=") else {
+            panic!("not parsed");
+        };
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        assert_eq!(run.bindings.bindings, [pair("a", "b=c"), pair("d", "")]);
+        assert_eq!(run.bindings.ports[0].1.get(), 80);
+    }
+
+    #[test]
+    fn a_bad_port_or_binding_says_what_was_expected() {
+        for (line, message) in [
+            ("dewar run t -P http", "expected NAME:PORT, such as http:8080"),
+            ("dewar run t -P http:0", "\"0\" is no port: expected 1 to 65535"),
+            ("dewar run t -P http:65536", "\"65536\" is no port: expected 1 to 65535"),
+            ("dewar run t -P :80", "the name is empty"),
+            ("dewar run t -E a", "expected NAME=VALUE"),
+            ("dewar kill x --wait 1w", "unknown unit \"w\": expected ms, s, m, h or d"),
+            ("dewar kill x --wait s", "expected a time such as 500ms, 10s or 2m"),
+        ] {
+            let error = parse(line).unwrap_err();
+            assert!(error.to_string().contains(message), "{line}: {error}");
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_time_has_a_unit_and_may_have_a_fraction() {
+        for (text, millis) in
+            [("0s", 0), ("30", 30_000), ("1.5s", 1_500), ("250ms", 250), ("2m", 120_000)]
+        {
+            assert_eq!(duration(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+        assert_eq!(
+            duration("1e30h"),
+            Err("unknown unit \"e30h\": expected ms, s, m, h or d".into())
+        );
+        assert_eq!(duration(&format!("{}h", "9".repeat(30))), Err("is too long".into()));
+    }
+
+    #[test]
+    fn losing_a_task_gives_it_no_time() {
+        assert_eq!(
+            parse("dewar kill x --lost --wait 1s").unwrap_err().kind(),
+            ErrorKind::ArgumentConflict
+        );
+    }
+
+    #[test]
+    fn every_option_says_its_default() {
+        for command in Cli::command().get_subcommands() {
+            for option in command.get_opts() {
+                let help = option.get_help().map(ToString::to_string).unwrap_or_default();
+                let repeated = help.contains("may be repeated");
+                let said = help.contains("[default:") || !option.get_default_values().is_empty();
+                let flag = help.starts_with("Tell more");
+                assert!(said || repeated || flag, "{} --{option}: {help}", command.get_name());
+            }
+        }
+    }
+}

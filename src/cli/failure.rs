@@ -1,0 +1,100 @@
+//! Why a command was not done, and the exit status that says so.
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::process::ExitCode;
+
+use super::term::escape;
+use crate::checkpoint::IoError;
+use crate::checkpoint::paths::RootError;
+use crate::observe::{ObserveError, chain};
+
+/// Exit status of a task that was followed to its end, and of commands (docs: `dewar --help`).
+pub(super) mod status {
+    /// Done; the task ended as SUCCESS.
+    pub(crate) const SUCCESS: u8 = 0;
+    /// The task ended as FAILED; of other commands: nothing matched.
+    pub(crate) const FAILED: u8 = 1;
+    /// Bad command line or task file; nothing was started.
+    pub(crate) const USAGE: u8 = 2;
+    /// The task ended as KILLED.
+    pub(crate) const KILLED: u8 = 3;
+    /// The task ended as LOST.
+    pub(crate) const LOST: u8 = 4;
+    /// It cannot be done here or now.
+    pub(crate) const UNAVAILABLE: u8 = 5;
+    /// A defect of dewar.
+    pub(crate) const DEFECT: u8 = 70;
+}
+
+/// Why a command was not done.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// What was named is not there.
+    NothingMatched(String),
+    /// The command line or a file that it names is wrong. The text may have lines; whoever made it has escaped what
+    /// it quotes.
+    Usage(String),
+    /// It cannot be done here or now.
+    Unavailable(String),
+    /// dewar contradicts itself.
+    Defect(String),
+}
+
+impl Failure {
+    /// It cannot be done here or now, as `error` and its causes say.
+    pub(super) fn unavailable(error: &dyn Error) -> Self {
+        Self::Unavailable(chain(error))
+    }
+
+    /// The exit status that says so.
+    pub(super) fn status(&self) -> u8 {
+        match self {
+            Self::NothingMatched(_) => status::FAILED,
+            Self::Usage(_) => status::USAGE,
+            Self::Unavailable(_) => status::UNAVAILABLE,
+            Self::Defect(_) => status::DEFECT,
+        }
+    }
+
+    /// The same for `main`.
+    pub(super) fn exit_code(&self) -> ExitCode {
+        ExitCode::from(self.status())
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NothingMatched(text) | Self::Unavailable(text) => f.write_str(&escape(text)),
+            Self::Usage(text) => f.write_str(text),
+            Self::Defect(text) => write!(f, "a defect of dewar: {text}"),
+        }
+    }
+}
+
+impl From<ObserveError> for Failure {
+    fn from(error: ObserveError) -> Self {
+        Self::unavailable(&error)
+    }
+}
+
+impl From<IoError> for Failure {
+    fn from(error: IoError) -> Self {
+        Self::unavailable(&error)
+    }
+}
+
+impl From<RootError> for Failure {
+    fn from(error: RootError) -> Self {
+        Self::unavailable(&error)
+    }
+}
+
+/// Of standard output, which is all that commands write to.
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Unavailable(format!("standard output: {error}"))
+    }
+}

@@ -1,0 +1,53 @@
+//! Messages as JSON, one a line.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::failure::Failure;
+use crate::proto::TaskView;
+
+/// `message` as one line.
+///
+/// # Errors
+///
+/// [`Failure::Unavailable`] if a value has no JSON, such as a time beyond all calendars.
+pub(super) fn line(message: &impl Serialize) -> Result<String, Failure> {
+    let text = serde_json::to_string(message).map_err(|error| Failure::unavailable(&error))?;
+    Ok(text + "\n")
+}
+
+/// A task as one line. Of a task whose checkpoint could not be read at all, what is not known is absent.
+///
+/// # Errors
+///
+/// As [`line`].
+pub(super) fn task(view: &TaskView) -> Result<String, Failure> {
+    if !view.name.is_empty() {
+        return line(view);
+    }
+    let mut value = serde_json::to_value(view).map_err(|error| Failure::unavailable(&error))?;
+    if let Value::Object(fields) = &mut value {
+        fields.retain(|_, value| value.as_str() != Some(""));
+    }
+    line(&value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::view::corrupt_view;
+
+    #[test]
+    fn of_a_task_that_cannot_be_read_nothing_is_made_up() {
+        let line = task(&corrupt_view("web-1", None, "bad magic".to_owned())).unwrap();
+
+        assert_eq!(
+            serde_json::from_str::<Value>(&line).unwrap(),
+            serde_json::json!({
+                "taskId": "web-1", "state": "TASK_STATE_CORRUPT", "detail": "bad magic",
+                "ports": {}, "stateHistory": [], "unenforced": [], "processes": []
+            })
+        );
+        assert!(line.ends_with("}\n"));
+    }
+}

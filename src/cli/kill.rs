@@ -1,0 +1,82 @@
+//! `dewar kill`.
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::args::Kill;
+use super::failure::{Failure, status};
+use super::out::Out;
+use super::pattern::Patterns;
+use super::{place, runner, words};
+use crate::cgroup::TaskCgroup;
+use crate::checkpoint::Root;
+use crate::checkpoint::paths::Place;
+use crate::observe::Observed;
+use crate::task::TaskId;
+
+/// Asks for the end of every active task that matches, and prints the id of each of them.
+///
+/// # Errors
+///
+/// [`Failure`]; one task that cannot be asked keeps no other from being asked.
+pub(super) fn run(args: &Kill) -> Result<u8, Failure> {
+    let patterns = Patterns::new(&args.patterns)?;
+    let root = place::root(&args.root)?;
+    let mut matched = root.list(Place::Active)?;
+    matched.retain(|id| patterns.matches(id));
+    if matched.is_empty() {
+        return Err(Failure::NothingMatched(nothing(&root, &patterns)?));
+    }
+    let mut out = Out::default();
+    let mut exit = status::SUCCESS;
+    for id in matched {
+        match kill(&root, &id, args) {
+            Ok(()) => out.write(format!("{id}\n"))?,
+            Err(failure) => {
+                eprintln!("dewar: {}: {failure}", words::name(id.as_str()));
+                exit = failure.status();
+            }
+        }
+    }
+    Ok(exit)
+}
+
+fn nothing(root: &Root, patterns: &Patterns) -> Result<String, Failure> {
+    let over = root.list(Place::Finished)?.iter().filter(|id| patterns.matches(id)).count();
+    let dir = root.path().display();
+    Ok(match over {
+        0 => format!("no such task in {dir}"),
+        over => format!("no such task is active in {dir}; {over} of that name have ended"),
+    })
+}
+
+fn kill(root: &Root, id: &TaskId, args: &Kill) -> Result<(), Failure> {
+    let mut observed = Observed::open(root, id)?;
+    if let Err(error) = observed.advance(|_, _| {}) {
+        if error.is_corruption() {
+            kill_corrupt(id, &observed)?;
+        }
+        return Err(error.into());
+    }
+    let wait = match (args.lost, args.wait, observed.replay()) {
+        (true, ..) => Duration::ZERO,
+        (false, Some(wait), _) => wait,
+        (false, None, Some(replay)) => replay.state().spec().finalization_wait,
+        (false, None, None) => crate::task::spec::FINALIZATION_WAIT,
+    };
+    runner::kill(root, id, wait, args.lost)
+}
+
+/// No runner drives a task whose checkpoint is corrupt, and nothing can be recorded; but what lives of it can be
+/// killed where its cgroup is known.
+fn kill_corrupt(id: &TaskId, observed: &Observed) -> Result<(), Failure> {
+    let leader = observed.replay().and_then(|replay| replay.state().leader());
+    let Some(path) = leader.and_then(|leader| leader.cgroup.as_deref()) else { return Ok(()) };
+    let unavailable = |error| Failure::unavailable(&error);
+    let cgroup = TaskCgroup::open_existing(Path::new(path), id).map_err(unavailable)?;
+    if let Some(cgroup) = cgroup {
+        cgroup.kill().map_err(unavailable)?;
+        eprintln!("dewar: {}: every process in {path} was killed", words::name(id.as_str()));
+    }
+    Ok(())
+}

@@ -1,0 +1,87 @@
+//! The command line: `dewar`.
+//!
+//! Each command has a file of its own; what they share is in the others:
+//!
+//! | file | question |
+//! |---|---|
+//! | `args.rs` | what may be asked for, and what does `--help` say? |
+//! | `failure.rs` | which exit status means what? |
+//! | `file.rs`, `place.rs`, `pattern.rs` | which task, in which root? |
+//! | `runner.rs`, `follow.rs` | how is a runner started, asked, and followed? |
+//! | `printer.rs`, `progress.rs` | what is printed while a task runs? |
+//! | `report.rs`, `words.rs`, `table.rs`, `json.rs`, `task_file.rs` | how are states, ends, usages and tasks said? |
+//! | `term.rs`, `out.rs` | what may reach a terminal, and what if nobody reads? |
+//!
+//! Results go to standard output, messages for people to standard error; with `--output json` standard output
+//! carries JSON and nothing else.
+
+mod args;
+mod failure;
+mod file;
+mod follow;
+mod inspect;
+mod json;
+mod kill;
+mod out;
+mod pattern;
+mod place;
+mod printer;
+mod progress;
+mod read;
+mod report;
+mod run;
+mod runner;
+mod signals;
+mod status;
+mod table;
+mod tail;
+mod task_file;
+mod term;
+mod words;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Cli, Command};
+use failure::Failure;
+
+/// Does what the command line asks for, and says how it went.
+pub fn main() -> ExitCode {
+    std::panic::set_hook(Box::new(defect));
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help that nobody reads to its end is still given.
+            let _ = error.print();
+            return ExitCode::from(
+                u8::try_from(error.exit_code()).unwrap_or(failure::status::USAGE),
+            );
+        }
+    };
+    match dispatch(&cli.command) {
+        Ok(status) => ExitCode::from(status),
+        Err(failure) => {
+            eprintln!("dewar: {failure}");
+            failure.exit_code()
+        }
+    }
+}
+
+fn dispatch(command: &Command) -> Result<u8, Failure> {
+    match command {
+        Command::Run(args) => run::run(args),
+        Command::Resume(args) => run::resume(args),
+        Command::Kill(args) => kill::run(args),
+        Command::Status(args) => status::run(args),
+        Command::Tail(args) => tail::run(args),
+        Command::Read(args) => read::run(args),
+        Command::Inspect(args) => inspect::run(args),
+    }
+}
+
+/// A broken invariant has an exit status of its own, however the program was built to panic.
+fn defect(panic: &std::panic::PanicHookInfo<'_>) {
+    eprintln!("dewar: a defect of dewar: {panic}");
+    std::process::exit(failure::status::DEFECT.into());
+}

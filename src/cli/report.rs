@@ -1,0 +1,256 @@
+//! What happened to a task, in lines for people.
+
+use super::table::{self, Align};
+use super::term::{Style, escape};
+use super::words;
+use crate::proto::{Event, KillView, ProcessState, ProcessView, RunView, TaskView, Usage};
+
+/// Most processes that a summary tells of one by one, whatever their state.
+const SUMMARY_MAX: usize = 100;
+
+/// An event as one line; `None` for steps that say nothing to people.
+pub(super) fn event(event: &Event, style: Style) -> Option<String> {
+    let what = if let Some(run) = &event.run {
+        run_event(event.process.as_deref().unwrap_or_default(), run, style)?
+    } else if let Some(kill) = &event.kill {
+        kill_event(kill)
+    } else {
+        let state = event.task_state();
+        let word = style.task(state, words::task_state(state)).into_owned();
+        format!("{} {word}", words::name(&event.task_id))
+    };
+    let time = event.time.map(words::clock).unwrap_or_default();
+    Some(format!("{} {what}\n", style.dim(&time)))
+}
+
+fn run_event(process: &str, run: &RunView, style: Style) -> Option<String> {
+    let state = run.state();
+    if matches!(state, ProcessState::Waiting | ProcessState::Forked) {
+        return None;
+    }
+    let word = style.process(state, words::process_state(state)).into_owned();
+    let mut line = format!("{} run {} {word}", words::name(process), run.run);
+    if state == ProcessState::Running {
+        let pid = run.pid.map(|pid| format!(", pid {pid}")).unwrap_or_default();
+        return Some(line + &pid);
+    }
+    if let Some(ending) = words::ending(run) {
+        line = line + ": " + &ending;
+    }
+    if let (Some(start), Some(end)) = (run.start_time, run.end_time) {
+        line = line + ", after " + &words::span(words::between(start, end));
+    }
+    let used = run.usage.as_ref().map(words::usage).filter(|used| !used.is_empty());
+    Some(used.map_or(line.clone(), |used| line + ", " + &used))
+}
+
+fn kill_event(kill: &KillView) -> String {
+    let what = if kill.lost { "declared lost" } else { "killed" };
+    let wait = kill.wait.and_then(|wait| wait.try_into().ok()).map(words::span);
+    format!("{what} by uid {}, {} left", kill.by_uid, wait.unwrap_or_else(|| "0s".to_owned()))
+}
+
+/// How a task ended, and what each of its processes did.
+pub(super) fn summary(view: &TaskView, style: Style) -> String {
+    let state = view.state();
+    let word = style.task(state, words::task_state(state)).into_owned();
+    let mut text = format!("{} {word}", words::name(&view.task_id));
+    if let [first, .., last] = view.state_history.as_slice()
+        && let (Some(first), Some(last)) = (first.time, last.time)
+    {
+        text = text + " after " + &words::span(words::between(first, last));
+    }
+    if let Some(detail) = &view.detail {
+        text = text + ": " + &escape(detail);
+    }
+    text.push('\n');
+    if !view.unenforced.is_empty() {
+        let fields = view.unenforced.join(", ");
+        text = text + "  not enforced on this host: " + &escape(&fields) + "\n";
+    }
+    text + &processes(view, style)
+}
+
+fn processes(view: &TaskView, style: Style) -> String {
+    let all = view.processes.len() <= SUMMARY_MAX;
+    let told: Vec<&ProcessView> = view
+        .processes
+        .iter()
+        .filter(|process| all || process.state() != ProcessState::Success)
+        .collect();
+    let hidden = view.processes.len() - told.len();
+    let mut text = process_lines(&told, style).join("\n");
+    if hidden > 0 {
+        text += &format!("\n  and {hidden} more: SUCCESS");
+    }
+    if text.is_empty() { text } else { text + "\n" }
+}
+
+/// A heading, and a line for each process: its state, its runs, their time and CPU time together, and why it is
+/// what it is.
+pub(super) fn process_lines(processes: &[&ProcessView], style: Style) -> Vec<String> {
+    if processes.is_empty() {
+        return Vec::new();
+    }
+    let heading = ["  PROCESS", "STATE", "RUNS", "TIME", "CPU", ""].map(str::to_owned);
+    let rows: Vec<_> =
+        std::iter::once(heading).chain(processes.iter().map(|of| process_row(of))).collect();
+    let aligns = [Align::Left, Align::Left, Align::Right, Align::Right, Align::Right, Align::Left];
+    table::lines(&rows, aligns, |row, column, text| match (row, column) {
+        (0, _) => style.dim(text),
+        (row, 1) => style.process(processes[row - 1].state(), text),
+        _ => text.into(),
+    })
+}
+
+fn process_row(process: &ProcessView) -> [String; 6] {
+    let state = process.state.map(|_| words::process_state(process.state()));
+    let last = process.runs.last();
+    let why = [
+        process.detail.as_deref().map(|text| escape(text).into_owned()),
+        last.and_then(words::ending),
+    ];
+    [
+        format!("  {}", words::name(&process.name)),
+        state.unwrap_or("not run").to_owned(),
+        process.runs.len().to_string(),
+        time(process).map(words::span).unwrap_or_default(),
+        cpu(process).map(words::span).unwrap_or_default(),
+        why.into_iter().flatten().collect::<Vec<_>>().join("; "),
+    ]
+}
+
+/// Time of all runs that have ended; `None` if no run has.
+fn time(process: &ProcessView) -> Option<std::time::Duration> {
+    let times = process.runs.iter().filter_map(|run| Some((run.start_time?, run.end_time?)));
+    times.map(|(start, end)| words::between(start, end)).reduce(std::ops::Add::add)
+}
+
+/// CPU time of all runs of which it is known; `None` if it is of no run.
+fn cpu(process: &ProcessView) -> Option<std::time::Duration> {
+    let usages = process.runs.iter().filter_map(|run| run.usage.as_ref());
+    usages.filter_map(|usage: &Usage| words::cpu(usage)).reduce(std::ops::Add::add)
+}
+
+/// A line for each run of a process: its state, times and pid, and if `why` the reason of its end and its usage.
+pub(super) fn run_lines(process: &ProcessView, why: bool, style: Style) -> Vec<String> {
+    let rows: Vec<_> = process.runs.iter().map(|run| run_row(run, why)).collect();
+    let aligns = [Align::Left, Align::Left, Align::Left, Align::Right, Align::Left, Align::Left];
+    table::lines(&rows, aligns, |row, column, text| match column {
+        1 => style.process(process.runs[row].state(), text),
+        _ => text.into(),
+    })
+}
+
+fn run_row(run: &RunView, why: bool) -> [String; 6] {
+    let time = match (run.start_time, run.end_time) {
+        (Some(start), Some(end)) => words::span(words::between(start, end)),
+        _ => String::new(),
+    };
+    let pid = run.pid.map(|pid| format!("pid {pid}")).unwrap_or_default();
+    let used = run.usage.as_ref().map(words::usage).filter(|used| !used.is_empty());
+    let more = [words::ending(run), used].into_iter().flatten().filter(|_| why);
+    [
+        format!("    run {}", run.run),
+        words::process_state(run.state()).to_owned(),
+        run.start_time.map(words::clock).unwrap_or_default(),
+        time,
+        pid,
+        more.collect::<Vec<_>>().join(", "),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto;
+    use crate::state::{Event as Happened, Phase, RunStep};
+    use crate::view::tests::{Script, exited, launch, process, task};
+
+    fn told(script: &mut Script, happened: &Happened) -> Option<String> {
+        let applied = script.push(happened);
+        event(&script.replay.event(&applied).unwrap(), Style::Plain)
+    }
+
+    #[test]
+    fn an_event_is_one_line() {
+        let mut script = Script::new(launch(task(vec![process("a b")], &[])));
+
+        let active = told(&mut script, &Happened::Entered(Phase::Active));
+        let opened = Happened::Run { process: 0, run: 0, step: RunStep::Opened };
+        assert_eq!(active.unwrap(), "2026-08-01T09:30:00.001Z web-1 ACTIVE\n");
+        assert_eq!(told(&mut script, &opened), None);
+
+        let mut script = Script::new(launch(task(vec![process("a b")], &[])));
+        script.enter(Phase::Active).start(0, 0);
+        let ended = told(&mut script, &Happened::Run { process: 0, run: 0, step: exited(3) });
+        assert_eq!(
+            ended.unwrap(),
+            "2026-08-01T09:30:00.005Z \"a b\" run 0 FAILED: exit status 3, after 0.00s\n"
+        );
+    }
+
+    #[test]
+    fn a_kill_says_who_asked_and_what_time_is_left() {
+        let mut script = Script::new(launch(task(vec![process("a")], &[])));
+        let deadline = 10_001_000_000;
+        let kill = Happened::KillRequested { deadline, lost: false, by_uid: 1000, by_pid: 1 };
+        assert_eq!(
+            told(&mut script, &kill).unwrap(),
+            "2026-08-01T09:30:00.001Z killed by uid 1000, 10.0s left\n"
+        );
+    }
+
+    #[test]
+    fn a_summary_tells_state_runs_and_reason_of_each_process() {
+        let retried = proto::Process { max_failures: Some(2), ..process("flaky") };
+        let mut script = Script::new(launch(task(
+            vec![process("ok"), retried, process("idle")],
+            &[&["flaky", "idle"]],
+        )));
+        script.enter(Phase::Active).run(0, 0, exited(0)).run(1, 0, exited(3)).run(1, 1, exited(4));
+        script.enter(Phase::Cleaning).enter(Phase::Finalizing).enter(Phase::Failed);
+
+        assert_eq!(
+            summary(&script.replay.view(None), Style::Plain),
+            "\
+web-1 FAILED after 0.01s: deadlock: idle waits for flaky, which failed
+  PROCESS  STATE    RUNS   TIME  CPU
+  ok       SUCCESS     1  0.00s
+  flaky    FAILED      2  0.00s       failed 2 of 2 runs; exit status 4
+  idle     not run     0
+"
+        );
+    }
+
+    /// Attack 47.
+    #[test]
+    fn what_a_task_names_cannot_reach_the_terminal_as_it_is() {
+        let mut launch = launch(task(vec![process("a\u{202e}b")], &[]));
+        launch.unenforced = vec!["\x1b[2J".to_owned()];
+        let mut script = Script::new(launch);
+        script.enter(Phase::Active).run(0, 0, exited(1));
+
+        let text = summary(&script.replay.view(None), Style::Plain);
+
+        assert!(text.contains("a\\u{202e}b") && text.contains("\\x1b[2J"), "{text}");
+        assert!(!text.contains(['\u{202e}', '\x1b']), "{text}");
+    }
+
+    #[test]
+    fn a_summary_of_many_tells_of_those_that_did_not_succeed() {
+        let names: Vec<String> = (0..150).map(|number| format!("p{number}")).collect();
+        let mut script =
+            Script::new(launch(task(names.iter().map(|name| process(name)).collect(), &[])));
+        script.enter(Phase::Active);
+        (0..149).for_each(|process| {
+            script.run(process, 0, exited(0));
+        });
+        script.run(149, 0, exited(1));
+
+        let text = summary(&script.replay.view(None), Style::Plain);
+
+        assert_eq!(text.lines().count(), 4, "{text}");
+        assert!(text.contains("p149") && text.ends_with("  and 149 more: SUCCESS\n"), "{text}");
+    }
+}

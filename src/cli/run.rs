@@ -1,0 +1,279 @@
+//! `dewar run` and `dewar resume`.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::Duration;
+
+use nix::unistd::{geteuid, gethostname};
+
+use super::args::{self, Output, Resume, Run};
+use super::failure::{Failure, status};
+use super::file::{self, Asked};
+use super::follow::{self, Outcome, Stop, Watch};
+use super::out::Out;
+use super::printer::{Printer, stdout_style};
+use super::runner::{self, Followed};
+use super::signals::Signals;
+use super::term::escape;
+use super::{json, place, report};
+use crate::cgroup::{self, Base, Unenforceable};
+use crate::checkpoint::Root;
+use crate::checkpoint::paths::Place;
+use crate::launch::{self, Accepted, Console};
+use crate::observe::{self, Observed};
+use crate::proto::{Containment, Launch};
+use crate::sandbox;
+use crate::sys::clock;
+use crate::task::{Resources, TaskId, TaskSpec};
+
+/// T22, dewar's rule: losses in a row after which a process has failed.
+const LOSS_LIMIT: u32 = 100;
+
+/// PATH of runs where the caller has none: that of login(1).
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What `--cgroup none` means.
+const WEAKER: &str = "--cgroup none is weaker: a process of the task that outlives its coordinator and the runner is \
+    lost sight of";
+
+/// Runs a task to its end, or with `--detach` until it is accepted.
+///
+/// # Errors
+///
+/// [`Failure`].
+pub(super) fn run(args: &Run) -> Result<u8, Failure> {
+    let asked = match &args.file {
+        Some(path) => file::task_file(path, &args.bindings)?,
+        None => file::simple_task(&args.command, &args.name, args.max_failures, &args.bindings)?,
+    };
+    if args.chroot && !geteuid().is_root() {
+        return Err(Failure::Unavailable(
+            "--chroot: only root may change the root directory".into(),
+        ));
+    }
+    let root = place::root(&args.root)?;
+    let base = match args.cgroup {
+        args::Cgroup::V2 => Some(runner::find_base(args.cgroup_base.clone())?),
+        args::Cgroup::None => {
+            eprintln!("dewar: {WEAKER}");
+            None
+        }
+    };
+    let unenforced = unenforced(&asked.accepted.spec, base.as_ref(), args.allow_unenforced)?;
+    let id = asked.accepted.task_id.clone();
+    let spec = asked.accepted.spec.clone();
+    let launch = launch_of(args, asked, &root, base.is_some(), unenforced)?;
+    // From here on ^C is for the task.
+    let signals = if args.detach { None } else { Some(catch()?) };
+    let accepted = launch::accept(&root, &id, &launch)?;
+    if accepted == Accepted::Active {
+        refuse_if_held(&root, &id)?;
+    }
+    let console = console(args.detach, args.output);
+    let started = launch::start_runner(&root, &id, base.as_ref(), console)?;
+    match signals {
+        Some(signals) => to_the_end(&root, &id, &spec, started.into(), signals, args.output),
+        None => detached(&root, &id, args.output),
+    }
+}
+
+/// Goes on with a task to its end, or with `--detach` until a runner lives.
+///
+/// # Errors
+///
+/// [`Failure`].
+pub(super) fn resume(args: &Resume) -> Result<u8, Failure> {
+    let root = place::root(&args.root)?;
+    let id = place::task_id(&args.task)?;
+    let place = whereabouts(&root, &id)?;
+    let sight = observe::look(&root, &id, place)?;
+    if sight.view.state() == crate::proto::TaskState::Corrupt {
+        return Err(Failure::Unavailable(sight.view.detail.unwrap_or_default()));
+    }
+    if place == Place::Finished {
+        Out::default().write(match args.output {
+            Output::Json => json::task(&sight.view)?,
+            Output::Text => report::summary(&sight.view, stdout_style()),
+        })?;
+        return Ok(follow::status_of(sight.view.state()));
+    }
+    let signals = if args.detach { None } else { Some(catch()?) };
+    let followed = runner::follow(&root, &id, console(args.detach, args.output))?;
+    match signals {
+        Some(signals) => {
+            let task = launch::header(&root, &id)?.task.unwrap_or_default();
+            let spec = TaskSpec::from_proto(&task)
+                .map_err(|_| Failure::Defect(format!("the accepted task {id} is not valid")))?;
+            to_the_end(&root, &id, &spec, followed, signals, args.output)
+        }
+        None => detached(&root, &id, args.output),
+    }
+}
+
+/// Where a task is kept that was named.
+pub(super) fn whereabouts(root: &Root, id: &TaskId) -> Result<Place, Failure> {
+    let is_at = |place: &Place| root.task(*place, id).exists();
+    [Place::Active, Place::Finished].into_iter().find(is_at).ok_or_else(|| {
+        let dir = root.path().display();
+        Failure::Usage(escape(&format!("there is no task {id} in {dir}")).into_owned())
+    })
+}
+
+fn catch() -> Result<Signals, Failure> {
+    Signals::catch().map_err(|error| Failure::Unavailable(format!("catch signals: {error}")))
+}
+
+fn console(detach: bool, output: Output) -> Console {
+    match output {
+        _ if detach => Console::Log,
+        Output::Json => Console::Stderr,
+        Output::Text => Console::Inherit,
+    }
+}
+
+/// S26: two runners, one leader.
+fn refuse_if_held(root: &Root, id: &TaskId) -> Result<(), Failure> {
+    match observe::runner_pid(root, id)? {
+        None => Ok(()),
+        Some(pid) => Err(Failure::Unavailable(format!(
+            "task {id} is held by the runner with pid {pid}; `dewar resume {id}` follows it"
+        ))),
+    }
+}
+
+/// Follows a task through as many runners as it takes, as long as one lives.
+fn to_the_end(
+    root: &Root,
+    id: &TaskId,
+    spec: &TaskSpec,
+    followed: Followed,
+    signals: Signals,
+    output: Output,
+) -> Result<u8, Failure> {
+    let mut observed = Observed::open(root, id)?;
+    let mut printer = Printer::new(output, spec);
+    let stop = |stop| {
+        let wait = match stop {
+            Stop::Gracefully => spec.finalization_wait,
+            Stop::Now => Duration::ZERO,
+        };
+        runner::kill(root, id, wait, false)
+    };
+    let mut watch = Watch { nudges: followed.nudges, signals };
+    let mut pidfd: Option<OwnedFd> = followed.pidfd;
+    loop {
+        match follow::follow(&mut observed, &mut watch, &mut printer, stop)? {
+            outcome @ Outcome::Ended(_) => return Ok(outcome.status()),
+            Outcome::RunnerGone => match crate::control::follow(root, id) {
+                // Somebody else has started another one.
+                Ok(nudges) => (watch.nudges, pidfd) = (nudges, None),
+                Err(_) => return Ok(runner::gone(id, pidfd.as_ref())),
+            },
+        }
+    }
+}
+
+fn detached(root: &Root, id: &TaskId, output: Output) -> Result<u8, Failure> {
+    Out::default().write(match output {
+        Output::Text => format!("{id}\n"),
+        Output::Json => json::task(&observe::look(root, id, Place::Active)?.view)?,
+    })?;
+    Ok(status::SUCCESS)
+}
+
+/// What this host cannot enforce: refused by name, or listed if that was allowed (S42).
+fn unenforced(spec: &TaskSpec, base: Option<&Base>, allowed: bool) -> Result<Vec<String>, Failure> {
+    let missing = unenforceable(spec, base);
+    if missing.is_empty() {
+        return Ok(Vec::new());
+    }
+    let told = missing.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    if !allowed {
+        let what = "--allow-unenforced runs the task without";
+        return Err(Failure::Unavailable(format!("{told}; {what}")));
+    }
+    eprintln!("dewar: {}", escape(&told));
+    Ok(missing.into_iter().map(|limit| limit.field).collect())
+}
+
+/// The limits of a task that cannot be enforced in `base`; `None`: without cgroups.
+pub(super) fn unenforceable(spec: &TaskSpec, base: Option<&Base>) -> Vec<Unenforceable> {
+    let of_task = spec.resources.iter().map(|limits| ("resources".to_owned(), limits));
+    let of_processes = spec.processes.iter().enumerate().filter_map(|(index, process)| {
+        Some((format!("processes[{index}].resources"), process.resources.as_ref()?))
+    });
+    let mut asked = of_task.chain(of_processes).peekable();
+    if asked.peek().is_none() {
+        return Vec::new();
+    }
+    let usable = base.map(Base::enable_controllers);
+    let missing = |(path, limits): (String, &Resources)| match &usable {
+        Some(usable) => cgroup::check(limits, &path, usable),
+        None => without_cgroups(limits, &path),
+    };
+    asked.flat_map(missing).collect()
+}
+
+fn without_cgroups(limits: &Resources, path: &str) -> Vec<Unenforceable> {
+    let asked = [
+        ("cpu", limits.cpu.is_some()),
+        ("ram", limits.ram.is_some()),
+        ("disk", limits.disk.is_some()),
+        ("gpu", limits.gpu.is_some()),
+    ];
+    let asked = asked.into_iter().filter(|(_, asked)| *asked);
+    let missing = |(name, _)| Unenforceable {
+        field: format!("{path}.{name}"),
+        needs: "a cgroup".to_owned(),
+        why: "--cgroup none was asked for".to_owned(),
+    };
+    asked.map(missing).collect()
+}
+
+fn launch_of(
+    args: &Run,
+    asked: Asked,
+    root: &Root,
+    contained: bool,
+    unenforced: Vec<String>,
+) -> Result<Launch, Failure> {
+    let Asked { accepted, identity } = asked;
+    let sandbox = match &args.sandbox {
+        Some(path) => path.clone(),
+        None => root.sandbox(&accepted.task_id),
+    };
+    let containment = if contained { Containment::Cgroup } else { Containment::None };
+    let ports = &args.bindings.ports;
+    Ok(Launch {
+        task_id: accepted.task_id.to_string(),
+        task: Some(accepted.task),
+        sandbox: directory("--sandbox", &sandbox)?,
+        log_dir: args.log_dir.as_deref().map(|path| directory("--log-dir", path)).transpose()?,
+        ports: ports.iter().map(|(name, port)| (name.clone(), port.get().into())).collect(),
+        identity: Some(identity),
+        chroot: args.chroot,
+        containment: containment.into(),
+        unenforced,
+        path: path()?,
+        loss_limit: LOSS_LIMIT,
+        accepted_unix_nanos: clock::now().wall,
+        hostname: gethostname().unwrap_or_default().to_string_lossy().into_owned(),
+    })
+}
+
+/// The path that a directory is recorded by: absolute, and without links as of now.
+fn directory(option: &str, path: &Path) -> Result<String, Failure> {
+    let path = sandbox::canonical(path).map_err(|error| Failure::unavailable(&error))?;
+    path.into_os_string()
+        .into_string()
+        .map_err(|path| Failure::Usage(format!("{option}: {path:?} is not UTF-8")))
+}
+
+fn path() -> Result<String, Failure> {
+    match std::env::var_os("PATH") {
+        None => Ok(DEFAULT_PATH.to_owned()),
+        Some(path) => {
+            path.into_string().map_err(|path| Failure::Usage(format!("PATH {path:?} is not UTF-8")))
+        }
+    }
+}

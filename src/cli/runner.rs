@@ -1,0 +1,157 @@
+//! Runners, as commands need them: one that lives is followed or asked; where none does, one is started.
+
+use std::ffi::OsString;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::failure::{Failure, status};
+use super::words;
+use crate::cgroup::{self, Base, FindError};
+use crate::checkpoint::Root;
+use crate::control::{self, ControlError};
+use crate::launch::{self, Console, LaunchError, Started};
+use crate::observe::{self, Observed};
+use crate::proto::{Containment, Launch};
+use crate::sys::pidfd::{self, Exit};
+use crate::task::TaskId;
+
+/// Pause between two tries to reach a runner that holds its task and does not listen yet.
+const PAUSE: Duration = Duration::from_millis(2);
+/// Tries, a few seconds in all.
+const TRIES: u32 = 1500;
+
+/// A runner that is followed.
+#[derive(Debug)]
+pub(super) struct Followed {
+    /// A byte for each turn that recorded something.
+    pub(super) nudges: OwnedFd,
+    /// The runner, if it is ours.
+    pub(super) pidfd: Option<OwnedFd>,
+}
+
+impl From<Started> for Followed {
+    fn from(started: Started) -> Self {
+        Self { nudges: started.nudges, pidfd: Some(started.pidfd) }
+    }
+}
+
+/// Follows the runner of a task, and starts one where none lives.
+///
+/// # Errors
+///
+/// [`Failure::Unavailable`].
+pub(super) fn follow(root: &Root, id: &TaskId, console: Console) -> Result<Followed, Failure> {
+    match reach(root, id, || control::follow(root, id)) {
+        Ok(nudges) => Ok(Followed { nudges, pidfd: None }),
+        Err(ControlError::Absent(_)) => start(root, id, console),
+        Err(error) => Err(Failure::unavailable(&error)),
+    }
+}
+
+/// Asks for the end of a task: its runner, or one that is started to hear it.
+///
+/// # Errors
+///
+/// [`Failure::Unavailable`].
+pub(super) fn kill(root: &Root, id: &TaskId, wait: Duration, lost: bool) -> Result<(), Failure> {
+    let ask = || reach(root, id, || control::kill(root, id, wait, lost));
+    let answer = match ask() {
+        Err(ControlError::Absent(_)) => {
+            let started = start(root, id, Console::Log)?;
+            // It has led its first turn, or is gone: either way there is something to be asked or told.
+            let _ = std::fs::File::from(started.nudges).read(&mut [0]);
+            ask()
+        }
+        answer => answer,
+    };
+    answer.map_err(|error| Failure::unavailable(&error))
+}
+
+/// Asks again while a runner holds the task and does not listen yet.
+fn reach<T>(
+    root: &Root,
+    id: &TaskId,
+    ask: impl Fn() -> Result<T, ControlError>,
+) -> Result<T, ControlError> {
+    for _ in 0..TRIES {
+        match ask() {
+            Err(ControlError::Absent(_))
+                if matches!(observe::runner_pid(root, id), Ok(Some(_))) =>
+            {
+                std::thread::sleep(PAUSE);
+            }
+            answer => return answer,
+        }
+    }
+    ask()
+}
+
+fn start(root: &Root, id: &TaskId, console: Console) -> Result<Followed, Failure> {
+    let mut observed = Observed::open(root, id)?;
+    observed.advance(|_, _| {})?;
+    let Some(replay) = observed.replay() else {
+        return Err(Failure::from(LaunchError::Unknown(id.clone())));
+    };
+    let cgroup = replay.state().leader().and_then(|leader| leader.cgroup.as_deref());
+    let base = base_of(replay.launch(), cgroup)?;
+    Ok(launch::start_runner(root, id, base.as_ref(), console)?.into())
+}
+
+/// The base that a task was run in before, if it can still be had; else the one that is found here.
+fn base_of(launch: &Launch, cgroup: Option<&str>) -> Result<Option<Base>, Failure> {
+    if launch.containment() == Containment::None {
+        return Ok(None);
+    }
+    // `<base>/tasks/<id>`.
+    let before = cgroup.and_then(|path| Path::new(path).ancestors().nth(2));
+    if let Some(before) = before
+        && let Ok(base) = cgroup::find(&cgroup::Options { explicit: Some(before.to_owned()) })
+    {
+        return Ok(Some(base));
+    }
+    find_base(None).map(Some)
+}
+
+/// Finds the base cgroup. An ordinary user who was given none gets one from its own systemd, where that runs: this
+/// program is then replaced by one that runs in a scope of its own.
+///
+/// # Errors
+///
+/// [`Failure::Unavailable`] says what was found and what to do.
+pub(super) fn find_base(explicit: Option<PathBuf>) -> Result<Base, Failure> {
+    cgroup::find(&cgroup::Options { explicit }).map_err(|error| {
+        if matches!(error, FindError::NotDelegated { .. }) {
+            let args: Vec<OsString> = std::env::args_os().skip(1).collect();
+            if let Some(mut command) = cgroup::systemd_scope_command(&args) {
+                // Returns only if it could not be done; what to do instead is in `error`.
+                let _ = command.exec();
+            }
+        }
+        Failure::unavailable(&error)
+    })
+}
+
+/// What to say, and to exit with, when the runner of a task that is not over is gone.
+pub(super) fn gone(id: &TaskId, pidfd: Option<&OwnedFd>) -> u8 {
+    let how = pidfd.map(|pidfd| pidfd::wait(pidfd.as_fd()));
+    let (how, exit) = match how {
+        Some(Ok(Exit::Code(code))) => {
+            let exit = if code == status::DEFECT { code } else { status::UNAVAILABLE };
+            (format!("exited with status {code}"), exit)
+        }
+        Some(Ok(Exit::Signal(signal))) => (format!("died by signal {signal}"), status::UNAVAILABLE),
+        Some(Err(_)) | None => ("is gone".to_owned(), status::UNAVAILABLE),
+    };
+    let id = words::name(id.as_str());
+    eprintln!("dewar: the runner of task {id} {how}; `dewar resume {id}` goes on with the task");
+    exit
+}
+
+impl From<LaunchError> for Failure {
+    fn from(error: LaunchError) -> Self {
+        Self::unavailable(&error)
+    }
+}

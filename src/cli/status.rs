@@ -1,0 +1,232 @@
+//! `dewar status`.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::args::{Only, Status, StatusOutput};
+use super::failure::{Failure, status};
+use super::out::Out;
+use super::pattern::Patterns;
+use super::printer::stdout_style;
+use super::table::{self, Align};
+use super::term::{Style, escape};
+use super::{json, place, report, words};
+use crate::observe::{self, Sight};
+use crate::proto::{ProcessState, ProcessView, TaskState, TaskView, Timestamp};
+
+/// Tells of the tasks that were asked for.
+///
+/// # Errors
+///
+/// [`Failure`]; a task that cannot be read is none: it is told as CORRUPT, or with the others told nevertheless.
+pub(super) fn run(args: &Status) -> Result<u8, Failure> {
+    let patterns = Patterns::new(&args.patterns)?;
+    let root = place::root(&args.root)?;
+    let mut sights = Vec::new();
+    let mut exit = status::SUCCESS;
+    for (id, at) in observe::list(&root)? {
+        if !patterns.matches(&id) {
+            continue;
+        }
+        match observe::look(&root, &id, at) {
+            Ok(sight) if wanted(args.only, sight.view.state()) => sights.push(sight),
+            Ok(_) => {}
+            Err(error) => {
+                eprintln!("dewar: {}: {}", words::name(id.as_str()), Failure::from(error));
+                exit = status::UNAVAILABLE;
+            }
+        }
+    }
+    if sights.is_empty() && exit == status::SUCCESS && is_choosy(args) {
+        return Err(Failure::NothingMatched(format!("no such task in {}", root.path().display())));
+    }
+    sights.sort_by(|a, b| (a.accepted, &a.view.task_id).cmp(&(b.accepted, &b.view.task_id)));
+    Out::default().write(match args.output {
+        StatusOutput::Json => lines_of_json(&sights)?,
+        StatusOutput::Table => table(&sights, args.verbose, now(), stdout_style()),
+    })?;
+    Ok(exit)
+}
+
+/// Whether a part of the tasks was asked for, so that there might have been nothing.
+fn is_choosy(args: &Status) -> bool {
+    !args.patterns.is_empty() || args.only.is_some()
+}
+
+fn wanted(only: Option<Only>, state: TaskState) -> bool {
+    let ended = matches!(
+        state,
+        TaskState::Success | TaskState::Failed | TaskState::Killed | TaskState::Lost
+    );
+    match only {
+        None => true,
+        Some(Only::Active) => !ended,
+        Some(Only::Finished) => ended,
+    }
+}
+
+fn lines_of_json(sights: &[Sight]) -> Result<String, Failure> {
+    sights.iter().map(|sight| json::task(&sight.view)).collect()
+}
+
+fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp::from_unix_nanos(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
+}
+
+/// A line for each task, and beneath it what `verbose` asks for.
+fn table(sights: &[Sight], verbose: u8, now: Timestamp, style: Style) -> String {
+    let heading = ["TASK", "STATE", "SINCE", "DONE", "RUNNER"].map(str::to_owned);
+    let rows: Vec<_> =
+        std::iter::once(heading).chain(sights.iter().map(|sight| row(&sight.view, now))).collect();
+    let aligns = [Align::Left, Align::Left, Align::Right, Align::Right, Align::Right];
+    let lines = table::lines(&rows, aligns, |row, column, text| match (row, column) {
+        (0, _) => style.dim(text),
+        (row, 1) => style.task(sights[row - 1].view.state(), text),
+        _ => text.into(),
+    });
+    let mut lines = lines.into_iter();
+    let mut text = lines.next().unwrap_or_default() + "\n";
+    for (line, sight) in lines.zip(sights) {
+        text = text + &line + "\n";
+        push_details(&mut text, &sight.view, verbose, style);
+    }
+    text
+}
+
+fn row(view: &TaskView, now: Timestamp) -> [String; 5] {
+    let since = view.state_history.last().and_then(|entry| entry.time);
+    let done = view.processes.iter().filter(|process| is_done(process)).count();
+    [
+        words::name(&view.task_id),
+        words::task_state(view.state()).to_owned(),
+        since.map(|since| words::span(words::between(since, now))).unwrap_or_default(),
+        format!("{done}/{}", view.processes.len()),
+        view.runner_pid.map(|pid| pid.to_string()).unwrap_or_else(|| "-".to_owned()),
+    ]
+}
+
+/// Whether a process has succeeded, or ended where nobody waits for it.
+fn is_done(process: &ProcessView) -> bool {
+    process.state() == ProcessState::Success && !process.daemon
+}
+
+fn push_details(text: &mut String, view: &TaskView, verbose: u8, style: Style) {
+    let mut line = |line: &str| *text = std::mem::take(text) + line + "\n";
+    if let Some(detail) = view.detail.as_deref()
+        && (verbose > 0 || view.state() == TaskState::Corrupt)
+    {
+        line(&format!("  {}", escape(detail)));
+    }
+    if verbose == 0 {
+        return;
+    }
+    for (what, value) in facts(view) {
+        line(&format!("  {what}: {}", escape(&value)));
+    }
+    let processes: Vec<&ProcessView> = view.processes.iter().collect();
+    let mut lines = report::process_lines(&processes, style).into_iter();
+    if let Some(heading) = lines.next() {
+        line(&heading);
+    }
+    for (process, told) in processes.iter().zip(lines) {
+        line(&told);
+        if verbose > 1 {
+            report::run_lines(process, verbose > 2, style).iter().for_each(|told| line(told));
+        }
+    }
+}
+
+/// What else is known of a task, for people.
+fn facts(view: &TaskView) -> Vec<(&'static str, String)> {
+    let ports: Vec<_> = view.ports.iter().map(|(name, port)| format!("{name}:{port}")).collect();
+    let since = |entry: &crate::proto::TaskStateEntry| {
+        let time = entry.time.map(words::clock).unwrap_or_default();
+        format!("{} {time}", words::task_state(entry.state()))
+    };
+    let history: Vec<_> = view.state_history.iter().map(since).collect();
+    let dropped = view.dropped_bytes.map(|bytes| format!("{bytes} bytes of torn records"));
+    let facts = [
+        ("user", view.user.clone()),
+        ("sandbox", view.sandbox.clone()),
+        ("logs", view.log_dir.clone()),
+        ("ports", ports.join(", ")),
+        ("states", history.join(", ")),
+        ("not enforced on this host", view.unenforced.join(", ")),
+        ("cut off its stream", dropped.unwrap_or_default()),
+    ];
+    facts.into_iter().filter(|(_, value)| !value.is_empty()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::Phase;
+    use crate::view::corrupt_view;
+    use crate::view::tests::{Script, exited, launch, process, task};
+
+    fn sights() -> Vec<Sight> {
+        let mut script = Script::new(launch(task(vec![process("a"), process("b")], &[])));
+        script.enter(Phase::Active).run(0, 0, exited(0)).start(1, 0);
+        let corrupt =
+            corrupt_view("bad-1", None, "/r/runner is corrupt at byte 40: bad sum".to_owned());
+        let sight = |view| Sight { view, accepted: 0 };
+        vec![sight(script.replay.view(Some(4711))), sight(corrupt)]
+    }
+
+    fn told(verbose: u8) -> String {
+        let now = Timestamp::from_unix_nanos(1_785_576_600_001_000_000 + 187_000_000_000);
+        table(&sights(), verbose, now, Style::Plain)
+    }
+
+    /// S30: a corrupt task says where, and disturbs no other.
+    #[test]
+    fn each_task_has_a_line_and_a_corrupt_one_says_where() {
+        assert_eq!(
+            told(0),
+            "\
+TASK   STATE    SINCE  DONE  RUNNER
+web-1  ACTIVE   3m07s   1/2    4711
+bad-1  CORRUPT          0/0       -
+  /r/runner is corrupt at byte 40: bad sum
+"
+        );
+    }
+
+    #[test]
+    fn more_is_told_of_each_task_the_more_is_asked() {
+        assert_eq!(
+            told(3),
+            "\
+TASK   STATE    SINCE  DONE  RUNNER
+web-1  ACTIVE   3m07s   1/2    4711
+  user: nobody
+  sandbox: /sandbox
+  logs: /sandbox/.logs
+  states: ACTIVE 2026-08-01T09:30:00.001Z
+  PROCESS  STATE    RUNS   TIME  CPU
+  a        SUCCESS     1  0.00s
+    run 0  SUCCESS  2026-08-01T09:30:00.004Z  0.00s  pid 4713
+  b        RUNNING     1
+    run 0  RUNNING  2026-08-01T09:30:00.008Z    pid 4713
+bad-1  CORRUPT          0/0       -
+  /r/runner is corrupt at byte 40: bad sum
+"
+        );
+        assert!(!told(1).contains("run 0"));
+    }
+
+    #[test]
+    fn a_corrupt_task_is_not_over() {
+        for (state, active) in [
+            (TaskState::Active, true),
+            (TaskState::Finalizing, true),
+            (TaskState::Corrupt, true),
+            (TaskState::Success, false),
+            (TaskState::Lost, false),
+        ] {
+            assert_eq!(wanted(Some(Only::Active), state), active, "{state:?}");
+            assert_eq!(wanted(Some(Only::Finished), state), !active, "{state:?}");
+            assert!(wanted(None, state));
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! A task as a task file, filled in: every template replaced, every default spelled out.
+
+use std::time::Duration;
+
+use serde::{Serialize, Serializer};
+
+use crate::proto::Constraint;
+use crate::task::spec::FileMode;
+use crate::task::{Logger, ProcessSpec, Resources, TaskSpec};
+
+/// A task, in the order and with the names of a task file.
+#[derive(Debug, Serialize)]
+pub(super) struct TaskFile<'a> {
+    name: &'a str,
+    processes: Vec<Process<'a>>,
+    constraints: Vec<Order<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resources: Option<Limits>,
+    max_failures: u32,
+    max_concurrency: u32,
+    finalization_wait: Seconds,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user: Option<&'a str>,
+}
+
+#[derive(Debug, Serialize)]
+struct Process<'a> {
+    name: &'a str,
+    cmdline: &'a str,
+    max_failures: u32,
+    daemon: bool,
+    ephemeral: bool,
+    min_duration: Seconds,
+    #[serde(rename = "final")]
+    is_final: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logger: Option<Log>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resources: Option<Limits>,
+}
+
+#[derive(Debug, Serialize)]
+struct Order<'a> {
+    order: &'a [String],
+}
+
+#[derive(Debug, Serialize)]
+struct Limits {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cpu: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ram: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    disk: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpu: Option<u32>,
+}
+
+#[derive(Debug, Serialize)]
+struct Log {
+    destination: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mode: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rotate: Option<Rotation>,
+}
+
+#[derive(Debug, Serialize)]
+struct Rotation {
+    log_size: u64,
+    backups: u32,
+}
+
+/// A time as a task file has it: a number of seconds.
+#[derive(Debug, Clone, Copy)]
+struct Seconds(Duration);
+
+impl Serialize for Seconds {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0.subsec_nanos() {
+            0 => serializer.serialize_u64(self.0.as_secs()),
+            nanos => {
+                let text = format!("{}.{nanos:09}", self.0.as_secs());
+                serializer.serialize_str(&format!("{}s", text.trim_end_matches('0')))
+            }
+        }
+    }
+}
+
+impl<'a> TaskFile<'a> {
+    /// The file of a task; its order constraints as they were written.
+    pub(super) fn new(spec: &'a TaskSpec, constraints: &'a [Constraint]) -> Self {
+        Self {
+            name: &spec.name,
+            processes: spec.processes.iter().map(process).collect(),
+            constraints: constraints.iter().map(|of| Order { order: &of.order }).collect(),
+            resources: spec.resources.map(limits),
+            max_failures: spec.max_failures,
+            max_concurrency: spec.max_concurrency,
+            finalization_wait: Seconds(spec.finalization_wait),
+            user: spec.user.as_deref(),
+        }
+    }
+}
+
+fn process(spec: &ProcessSpec) -> Process<'_> {
+    Process {
+        name: spec.name.as_str(),
+        cmdline: &spec.cmdline,
+        max_failures: spec.max_failures,
+        daemon: spec.daemon,
+        ephemeral: spec.ephemeral,
+        min_duration: Seconds(spec.min_duration),
+        is_final: spec.is_final,
+        logger: spec.logger.map(log),
+        resources: spec.resources.map(limits),
+    }
+}
+
+fn limits(resources: Resources) -> Limits {
+    let Resources { cpu, ram, disk, gpu } = resources;
+    Limits { cpu, ram, disk, gpu }
+}
+
+fn log(logger: Logger) -> Log {
+    let destination = match (logger.file.is_some(), logger.console) {
+        (true, true) => "both",
+        (true, false) => "file",
+        (false, true) => "console",
+        (false, false) => "none",
+    };
+    let (mode, rotate) = match logger.file {
+        None => (None, None),
+        Some(FileMode::Standard) => (Some("standard"), None),
+        Some(FileMode::Rotate(rotate)) => {
+            let (log_size, backups) = (rotate.log_size.get(), rotate.backups.get());
+            (Some("rotate"), Some(Rotation { log_size, backups }))
+        }
+    };
+    Log { destination, mode, rotate }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::task::file::{Bindings, parse};
+
+    #[test]
+    fn what_is_shown_is_a_task_file_of_the_same_task() {
+        let source = r#"
+name: web
+user: nobody
+max_failures: 0
+max_concurrency: 7
+finalization_wait: 1.25
+resources: {cpu: 1.5, ram: 128MB, disk: 1GB}
+processes:
+  - {name: a, cmdline: "x \"y\"\n", min_duration: 100ms, max_failures: 3}
+  - {name: b, cmdline: "", logger: {destination: both, mode: rotate, rotate: {log_size: 4096, backups: 3}}}
+  - {name: c, cmdline: c, logger: {destination: none}, resources: {ram: 1GB}}
+  - {name: d, cmdline: d, daemon: true, logger: {destination: console}}
+  - {name: e, cmdline: e, ephemeral: true, logger: {destination: file}}
+  - {name: f, cmdline: f, final: true}
+constraints: [{order: [a, b, c]}, {order: [a, d]}]
+"#;
+        let bindings = Bindings { id_suffix: "1".to_owned(), ..Default::default() };
+        let accepted = parse(source.as_bytes(), "f", &bindings).unwrap();
+
+        let file = TaskFile::new(&accepted.spec, &accepted.task.constraints);
+        let text = serde_json::to_string_pretty(&file).unwrap();
+
+        assert_eq!(parse(text.as_bytes(), "g", &bindings).unwrap(), accepted, "{text}");
+    }
+}

@@ -1,0 +1,218 @@
+//! Values in words, for people.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use super::term::escape;
+use crate::proto::{
+    KillStage, ProcessState, RunView, TaskState, Timestamp, Usage, Verdict, VerdictReason,
+};
+
+/// A state of a task, such as `ACTIVE`.
+pub(super) fn task_state(state: TaskState) -> &'static str {
+    let name = state.as_str_name();
+    name.strip_prefix("TASK_STATE_").unwrap_or(name)
+}
+
+/// A state of a process or run, such as `RUNNING`.
+pub(super) fn process_state(state: ProcessState) -> &'static str {
+    let name = state.as_str_name();
+    name.strip_prefix("PROCESS_STATE_").unwrap_or(name)
+}
+
+/// A name that stands among other words: what could be taken for one of them is quoted.
+pub(super) fn name(text: &str) -> String {
+    let quoted = text.is_empty() || text.contains(|c: char| c.is_whitespace() || c == '"');
+    if quoted { format!("\"{}\"", escape(text).replace('"', "\\\"")) } else { escape(text).into() }
+}
+
+/// A span of time in at most seven characters, such as `0.25s`, `12.3s`, `3m07s`, `5h03m`, `12d04h`.
+pub(super) fn span(time: Duration) -> String {
+    let seconds = time.as_secs();
+    match seconds {
+        0..10 => format!("{}.{:02}s", seconds, time.subsec_millis() / 10),
+        10..60 => format!("{}.{}s", seconds, time.subsec_millis() / 100),
+        60..3_600 => format!("{}m{:02}s", seconds / 60, seconds % 60),
+        3_600..86_400 => format!("{}h{:02}m", seconds / 3_600, seconds / 60 % 60),
+        _ => format!("{}d{:02}h", seconds / 86_400, seconds / 3_600 % 24),
+    }
+}
+
+/// A number of bytes, such as `512 B` or `3.4 MiB`.
+pub(super) fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    if count < 1024 {
+        return format!("{count} B");
+    }
+    let mut value = count as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+/// A time of day to the millisecond, UTC, such as `2026-08-01T09:30:00.123Z`.
+pub(super) fn clock(time: Timestamp) -> String {
+    let text = time.to_string();
+    match text.get(..23) {
+        Some(millis) if text.ends_with('Z') => format!("{millis}Z"),
+        _ => text,
+    }
+}
+
+/// From `earlier` to `later`; zero if the clock was set back between the two.
+pub(super) fn between(earlier: Timestamp, later: Timestamp) -> Duration {
+    let nanos = later.unix_nanos().saturating_sub(earlier.unix_nanos());
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(0))
+}
+
+/// CPU time of a usage, where it is known.
+pub(super) fn cpu(usage: &Usage) -> Option<Duration> {
+    Duration::try_from(usage.cpu_time?).ok()
+}
+
+/// How and why a run ended, such as `exit status 3`; `None` while it lives, and when there is nothing to say
+/// about a success.
+pub(super) fn ending(run: &RunView) -> Option<String> {
+    let verdict = run.verdict.as_ref()?;
+    let mut text = reason(run, verdict)?;
+    if let Some(detail) = &verdict.detail {
+        write!(text, " ({})", escape(detail)).expect("a string takes any text");
+    }
+    Some(text)
+}
+
+fn reason(run: &RunView, verdict: &Verdict) -> Option<String> {
+    let signal = run.signal.as_deref().unwrap_or("a signal");
+    let text = match verdict.reason() {
+        VerdictReason::Exited => match run.exit_code {
+            Some(0) | None => return verdict.detail.is_some().then(|| "exit status 0".to_owned()),
+            Some(code) => format!("exit status {code}"),
+        },
+        VerdictReason::Signalled => format!("died by {signal}"),
+        VerdictReason::Killed => format!("{}: {signal}", stage(verdict.stage())),
+        VerdictReason::Oom => "out of memory".to_owned(),
+        VerdictReason::LaunchFailed => {
+            let step = verdict.step.as_deref().unwrap_or("a step");
+            let errno = verdict.errno.as_deref().unwrap_or("failed");
+            format!("could not be started: {}: {}", escape(step), escape(errno))
+        }
+        VerdictReason::CoordinatorLost => "its coordinator died".to_owned(),
+        VerdictReason::Reboot => "the machine was booted anew".to_owned(),
+        VerdictReason::Unspecified => return None,
+    };
+    Some(text)
+}
+
+fn stage(stage: KillStage) -> &'static str {
+    match stage {
+        KillStage::Terminate => "told to end",
+        KillStage::Deadline => "its time was up",
+        KillStage::Teardown => "the task was over",
+        KillStage::Request => "a kill was asked for",
+        KillStage::Unspecified => "ended by dewar",
+    }
+}
+
+/// What a run used, such as `0.31s CPU, peak 3.4 MiB`; empty where nothing is known.
+pub(super) fn usage(usage: &Usage) -> String {
+    let mut parts = Vec::new();
+    if let Some(time) = cpu(usage) {
+        parts.push(format!("{} CPU", span(time)));
+    }
+    if let Some(peak) = usage.memory_peak_bytes {
+        parts.push(format!("peak {}", bytes(peak)));
+    }
+    if let Some(read) = usage.io_read_bytes {
+        parts.push(format!("read {}", bytes(read)));
+    }
+    if let Some(written) = usage.io_write_bytes {
+        parts.push(format!("wrote {}", bytes(written)));
+    }
+    if let Some(kills) = usage.oom_kills.filter(|&kills| kills > 0) {
+        parts.push(format!("{kills} OOM kill{}", if kills == 1 { "" } else { "s" }));
+    }
+    parts.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_span_keeps_three_digits_at_most_four() {
+        for (millis, text) in [
+            (0, "0.00s"),
+            (9_999, "9.99s"),
+            (10_000, "10.0s"),
+            (59_999, "59.9s"),
+            (187_000, "3m07s"),
+            (18_200_000, "5h03m"),
+            (1_051_200_000, "12d04h"),
+        ] {
+            assert_eq!(span(Duration::from_millis(millis)), text);
+        }
+    }
+
+    #[test]
+    fn bytes_have_binary_units() {
+        assert_eq!(bytes(1023), "1023 B");
+        assert_eq!(bytes(1024), "1.0 KiB");
+        assert_eq!(bytes(3 * 1024 * 1024 + 512 * 1024), "3.5 MiB");
+        assert_eq!(bytes(u64::MAX), "16384.0 PiB");
+    }
+
+    #[test]
+    fn attack_47_a_name_cannot_be_taken_for_the_words_around_it() {
+        assert_eq!(name("web"), "web");
+        assert_eq!(name("web run 0 SUCCESS"), "\"web run 0 SUCCESS\"");
+        assert_eq!(name("a \"b\x1b"), "\"a \\\"b\\x1b\"");
+        assert_eq!(name(""), "\"\"");
+    }
+
+    #[test]
+    fn an_ending_says_why() {
+        let run = |reason: VerdictReason, with: fn(&mut RunView, &mut Verdict)| {
+            let mut run = RunView::default();
+            let mut verdict = Verdict { reason: reason.into(), ..Default::default() };
+            with(&mut run, &mut verdict);
+            ending(&RunView { verdict: Some(verdict), ..run })
+        };
+        let said = |text: &str| Some(text.to_owned());
+
+        assert_eq!(run(VerdictReason::Exited, |run, _| run.exit_code = Some(0)), None);
+        assert_eq!(
+            run(VerdictReason::Exited, |run, _| run.exit_code = Some(3)),
+            said("exit status 3")
+        );
+        assert_eq!(
+            run(VerdictReason::Killed, |run, verdict| {
+                run.signal = Some("SIGKILL".to_owned());
+                verdict.stage = Some(KillStage::Deadline.into());
+            }),
+            said("its time was up: SIGKILL")
+        );
+        assert_eq!(
+            run(VerdictReason::LaunchFailed, |_, verdict| {
+                verdict.step = Some("execve /bin/bash".to_owned());
+                verdict.errno = Some("ENOENT".to_owned());
+            }),
+            said("could not be started: execve /bin/bash: ENOENT")
+        );
+        assert_eq!(
+            run(VerdictReason::CoordinatorLost, |_, verdict| {
+                verdict.detail = Some("100 losses in a row: the process has failed".to_owned());
+            }),
+            said("its coordinator died (100 losses in a row: the process has failed)")
+        );
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_gives_no_negative_span() {
+        let (early, late) = (Timestamp::from_unix_nanos(5), Timestamp::from_unix_nanos(8));
+        assert_eq!(between(early, late), Duration::from_nanos(3));
+        assert_eq!(between(late, early), Duration::ZERO);
+    }
+}

@@ -1,0 +1,404 @@
+//! Looks at tasks from outside: their streams, replayed and followed, become views.
+//!
+//! Takes no lock, asks no runner, and changes nothing. One damaged task hides no other: [`look`] turns whatever is
+//! wrong with a stream into a view that says so.
+
+use crate::checkpoint::paths::Place;
+use crate::checkpoint::{Identity, IoError, ReadError, Reader, Root, Tail, lock};
+use crate::proto::{self, TaskView};
+use crate::task::TaskId;
+use crate::view::{Applied, Replay, ReplayError, corrupt_view};
+
+/// Why a task cannot be told of, or no further.
+#[derive(Debug, thiserror::Error)]
+pub enum ObserveError {
+    /// Its stream cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// Its records make no sense.
+    #[error("{path} is corrupt at byte {offset}")]
+    Replay {
+        /// The stream.
+        path: String,
+        /// Where the record begins.
+        offset: u64,
+        /// What is wrong with the record.
+        #[source]
+        error: ReplayError,
+    },
+    /// Who runs it cannot be found out, or what was read cannot be made durable.
+    #[error(transparent)]
+    Io(#[from] IoError),
+}
+
+impl ObserveError {
+    /// Whether the checkpoint is at fault, so that nothing of the task is to be run; else it may be sound.
+    pub fn is_corruption(&self) -> bool {
+        match self {
+            Self::Replay { .. } => true,
+            Self::Read(error) => {
+                use ReadError as E;
+                matches!(error, E::Corrupt { .. } | E::FutureVersion { .. } | E::Shrunk { .. })
+            }
+            Self::Io(_) => false,
+        }
+    }
+}
+
+/// A task whose stream is read as it grows.
+#[derive(Debug)]
+pub struct Observed {
+    path: String,
+    reader: Reader,
+    replay: Option<Replay>,
+}
+
+impl Observed {
+    /// Opens the stream of a task's runner; nothing is read yet.
+    ///
+    /// # Errors
+    ///
+    /// [`ObserveError`].
+    pub fn open(root: &Root, id: &TaskId) -> Result<Self, ObserveError> {
+        let path = root.runner(id).display().to_string();
+        let reader = Reader::open(root, &Identity::runner(id.clone()))?;
+        Ok(Self { path, reader, replay: None })
+    }
+
+    /// Takes in the records that are there and were not read yet, and hands each to `each` with the task after it.
+    ///
+    /// # Errors
+    ///
+    /// [`ObserveError`]; the records before were taken in.
+    pub fn advance(&mut self, mut each: impl FnMut(&Replay, &Applied)) -> Result<(), ObserveError> {
+        loop {
+            let offset = self.reader.position().offset();
+            let Some(record) = self.reader.next_record()? else { return Ok(()) };
+            let taken = match &mut self.replay {
+                Some(replay) => replay.apply(record).map(|applied| each(replay, &applied)),
+                none => Replay::new(record).map(|replay| *none = Some(replay)),
+            };
+            taken.map_err(|error| ObserveError::Replay {
+                path: self.path.clone(),
+                offset,
+                error,
+            })?;
+        }
+    }
+
+    /// The task as far as it was read; `None` before its first record.
+    pub fn replay(&self) -> Option<&Replay> {
+        self.replay.as_ref()
+    }
+
+    /// Makes durable what was read. Whoever tells of the end of a task asks for this before.
+    ///
+    /// # Errors
+    ///
+    /// [`IoError`]: what was read is then not to be told.
+    pub fn sync(&mut self) -> Result<(), IoError> {
+        self.reader.sync()
+    }
+
+    /// What follows the last record that was read, if nobody is writing.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`].
+    pub fn tail(&mut self) -> Result<Tail, ReadError> {
+        self.reader.tail()
+    }
+}
+
+/// The ids of the tasks in `root`, each with where it is kept.
+///
+/// # Errors
+///
+/// [`IoError`] if a directory is there and cannot be read.
+pub fn list(root: &Root) -> Result<Vec<(TaskId, Place)>, IoError> {
+    // Finished ones last: a task that is moved in between is then listed twice rather than never.
+    let active = root.list(Place::Active)?;
+    let finished = root.list(Place::Finished)?;
+    let mut tasks: Vec<_> = finished.into_iter().map(|id| (id, Place::Finished)).collect();
+    let moved = |id: &TaskId| tasks.binary_search_by(|(of, _)| of.cmp(id)).is_ok();
+    let active: Vec<_> = active.into_iter().filter(|id| !moved(id)).collect();
+    tasks.extend(active.into_iter().map(|id| (id, Place::Active)));
+    Ok(tasks)
+}
+
+/// A task that was looked at, and when it was accepted.
+#[derive(Debug)]
+pub struct Sight {
+    /// All that is told about it.
+    pub view: TaskView,
+    /// Wall clock of its acceptance, nanoseconds since 1970; 0 if that cannot be read.
+    pub accepted: i64,
+}
+
+/// Looks at a task once, wherever it is kept.
+///
+/// A task that was accepted and whose runner has not written anything yet is told as it was accepted.
+///
+/// # Errors
+///
+/// [`ObserveError`], but never for a damaged stream: that is a view, in state CORRUPT.
+pub fn look(root: &Root, id: &TaskId, place: Place) -> Result<Sight, ObserveError> {
+    let mut observed = match Observed::open(root, id) {
+        Ok(observed) => observed,
+        Err(ObserveError::Read(ReadError::Missing { .. })) => return Ok(unbegun(root, id, place)),
+        Err(error) => return damaged(id, None, error),
+    };
+    if let Err(error) = observed.advance(|_, _| {}) {
+        return damaged(id, observed.replay.as_ref(), error);
+    }
+    if let Err(error) = observed.tail() {
+        return damaged(id, observed.replay.as_ref(), error.into());
+    }
+    let Some(replay) = &observed.replay else { return Ok(unbegun(root, id, place)) };
+    let ended = replay.state().phase().is_some_and(|phase| phase.is_terminal());
+    let runner = if ended { None } else { runner_pid(root, id)? };
+    let sight = Sight { view: replay.view(runner), accepted: replay.launch().accepted_unix_nanos };
+    // What is among the finished ones was synced before it was moved there.
+    if place == Place::Active && (ended || replay.state().kill().is_some()) {
+        observed.sync()?;
+    }
+    Ok(sight)
+}
+
+/// Process id of the runner that holds a task; `None` if none lives.
+///
+/// # Errors
+///
+/// [`IoError`].
+pub fn runner_pid(root: &Root, id: &TaskId) -> Result<Option<i32>, IoError> {
+    let holder = lock::holder(root, &Identity::runner(id.clone()))?;
+    Ok(holder.and_then(|holder| holder.pid))
+}
+
+fn unbegun(root: &Root, id: &TaskId, place: Place) -> Sight {
+    let accepted = std::fs::read(root.task(place, id)).ok();
+    let launch = accepted.and_then(|bytes| serde_json::from_slice::<proto::Launch>(&bytes).ok());
+    let accepted = launch.as_ref().map_or(0, |launch| launch.accepted_unix_nanos);
+    let known = launch.and_then(|launch| Replay::accepted(launch).ok());
+    let view = TaskView {
+        task_id: id.to_string(),
+        state: proto::TaskState::Active.into(),
+        detail: Some("accepted, and not begun".to_owned()),
+        ..known.map(|replay| replay.view(None)).unwrap_or_default()
+    };
+    Sight { view, accepted }
+}
+
+fn damaged(id: &TaskId, read: Option<&Replay>, error: ObserveError) -> Result<Sight, ObserveError> {
+    if !error.is_corruption() {
+        return Err(error);
+    }
+    let accepted = read.map_or(0, |replay| replay.launch().accepted_unix_nanos);
+    let view = corrupt_view(id.as_str(), read, chain(&error));
+    Ok(Sight { view, accepted })
+}
+
+/// The whole of what `error` says, its causes included.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::checkpoint::{Instant, Writer, tasks};
+    use crate::proto::record::Kind;
+    use crate::proto::{Launch, TaskState};
+    use crate::state::{Event, Phase};
+    use crate::view::tests::{launch, process, task};
+
+    /// A root with tasks whose streams are written by hand.
+    pub(crate) struct Node {
+        pub(crate) root: Root,
+        path: PathBuf,
+    }
+
+    impl Node {
+        pub(crate) fn new(name: &str) -> Self {
+            let path =
+                std::env::temp_dir().join(format!("dewar-observe-{}-{name}", std::process::id()));
+            let root = Root::new(&path).unwrap();
+            root.create().unwrap();
+            Self { root, path }
+        }
+
+        fn launch(id: &str) -> Launch {
+            let launch = launch(task(vec![process("a")], &[]));
+            Launch { task_id: id.to_owned(), accepted_unix_nanos: 7, ..launch }
+        }
+
+        /// A task whose stream holds its header and `phases`.
+        pub(crate) fn task(&self, id: &str, phases: &[Phase]) -> TaskId {
+            let task = TaskId::new(id).unwrap();
+            let launch = Self::launch(id);
+            self.root.create_checkpoint(&task).unwrap();
+            let mut writer = Writer::create(&self.root, Identity::runner(task.clone())).unwrap();
+            let events = phases.iter().map(|&phase| Event::Entered(phase).to_kind());
+            for kind in std::iter::once(Kind::Launch(launch.clone())).chain(events) {
+                writer.append(kind, Instant { boot_nanos: 1, unix_nanos: 1 }).unwrap();
+            }
+            writer.sync().unwrap();
+            tasks::accept(&self.root, &task, &serde_json::to_vec(&launch).unwrap()).unwrap();
+            task
+        }
+
+        fn finished(&self, id: &str) -> TaskId {
+            use Phase as P;
+            let task = self.task(id, &[P::Active, P::Cleaning, P::Finalizing, P::Success]);
+            tasks::finish(&self.root, &task).unwrap();
+            task
+        }
+
+        /// Changes the bytes of a task's stream.
+        fn damage(&self, task: &TaskId, how: impl FnOnce(&mut Vec<u8>)) {
+            let path = self.root.runner(task);
+            let mut bytes = fs::read(&path).unwrap();
+            how(&mut bytes);
+            fs::write(path, bytes).unwrap();
+        }
+
+        fn look(&self, task: &TaskId, place: Place) -> TaskView {
+            look(&self.root, task, place).unwrap().view
+        }
+    }
+
+    impl Drop for Node {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.path);
+        }
+    }
+
+    #[test]
+    fn a_task_is_listed_once_and_where_it_is() {
+        let node = Node::new("list");
+        let active = node.task("b", &[Phase::Active]);
+        let finished = node.finished("a");
+
+        let listed = list(&node.root).unwrap();
+
+        assert_eq!(listed, [(finished, Place::Finished), (active, Place::Active)]);
+    }
+
+    #[test]
+    fn a_root_that_is_not_there_has_no_task() {
+        let root = Root::new(std::env::temp_dir().join("dewar-observe-nowhere")).unwrap();
+
+        assert_eq!(list(&root).unwrap(), []);
+    }
+
+    #[test]
+    fn a_task_is_told_from_its_stream() {
+        let node = Node::new("sound");
+        let task = node.finished("a");
+
+        let sight = look(&node.root, &task, Place::Finished).unwrap();
+
+        assert_eq!(sight.accepted, 7);
+        assert_eq!(sight.view.state(), TaskState::Success);
+        assert_eq!(sight.view.state_history.len(), 4);
+    }
+
+    #[test]
+    fn a_task_that_has_not_begun_is_told_as_it_was_accepted() {
+        let node = Node::new("unbegun");
+        let task = TaskId::new("a").unwrap();
+        let accepted = serde_json::to_vec(&Node::launch("a")).unwrap();
+        tasks::accept(&node.root, &task, &accepted).unwrap();
+
+        let sight = look(&node.root, &task, Place::Active).unwrap();
+
+        assert_eq!((sight.view.state(), sight.accepted), (TaskState::Active, 7));
+        assert_eq!((sight.view.name.as_str(), sight.view.processes.len()), ("web", 1));
+        assert_eq!(sight.view.detail.as_deref(), Some("accepted, and not begun"));
+    }
+
+    /// S29: whether or not its writer lives, a torn record is not there yet.
+    #[test]
+    fn a_torn_tail_is_not_told() {
+        let node = Node::new("torn");
+        let task = node.task("a", &[Phase::Active, Phase::Cleaning]);
+        node.damage(&task, |bytes| {
+            let end = bytes.iter().rposition(|&byte| byte != 0).unwrap();
+            bytes.truncate(end);
+        });
+
+        let view = node.look(&task, Place::Active);
+
+        assert_eq!(view.state(), TaskState::Active);
+        assert_eq!(view.state_history.len(), 1);
+    }
+
+    /// S30.
+    #[test]
+    fn a_corrupt_task_says_in_which_file_and_where() {
+        let node = Node::new("corrupt");
+        let task = node.task("a", &[Phase::Active, Phase::Cleaning]);
+        let mut offset = 0;
+        node.damage(&task, |bytes| {
+            let name = bytes.windows(8).position(|bytes| bytes == b"/sandbox").unwrap();
+            bytes[name] ^= 1;
+            offset = name;
+        });
+
+        let view = node.look(&task, Place::Active);
+
+        let detail = view.detail.clone().unwrap();
+        let file = node.root.runner(&task).display().to_string();
+        assert_eq!(view.state(), TaskState::Corrupt);
+        assert!(detail.starts_with(&format!("{file} is corrupt at byte ")), "{detail}");
+        let at: usize =
+            detail.split_whitespace().nth(5).unwrap().trim_end_matches(':').parse().unwrap();
+        assert!(at < offset, "the record that holds byte {offset} begins before: {detail}");
+        assert_eq!(view.processes, []);
+    }
+
+    #[test]
+    fn a_stream_whose_records_make_no_sense_is_corrupt_and_told_as_far_as_they_do() {
+        let node = Node::new("senseless");
+        let task = node.task("a", &[Phase::Active, Phase::Success]);
+
+        let view = node.look(&task, Place::Active);
+
+        assert_eq!((view.state(), view.state_history.len()), (TaskState::Corrupt, 1));
+        let detail = view.detail.unwrap();
+        assert!(detail.ends_with("record 2 enters Success from Some(Active)"), "{detail}");
+    }
+
+    #[test]
+    fn a_stream_is_read_on_from_where_it_was() {
+        let node = Node::new("follow");
+        let task = node.task("a", &[Phase::Active]);
+        let mut whole = Vec::new();
+        node.damage(&task, |bytes| {
+            whole.clone_from(bytes);
+            let end = bytes.iter().rposition(|&byte| byte != 0).unwrap();
+            bytes.truncate(end);
+        });
+        let mut observed = Observed::open(&node.root, &task).unwrap();
+        let mut seen = Vec::new();
+
+        observed.advance(|_, applied| seen.push(applied.seq)).unwrap();
+        assert_eq!(observed.replay().unwrap().state().phase(), None);
+        fs::write(node.root.runner(&task), &whole).unwrap();
+        observed.advance(|_, applied| seen.push(applied.seq)).unwrap();
+        observed.advance(|_, applied| seen.push(applied.seq)).unwrap();
+
+        assert_eq!(seen, [1]);
+        assert_eq!(observed.replay().unwrap().state().phase(), Some(Phase::Active));
+    }
+}

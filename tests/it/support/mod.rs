@@ -1,0 +1,43 @@
+//! What the tests stand on.
+
+mod follow;
+mod gate;
+mod leak;
+mod lines;
+mod process;
+mod scene;
+mod task;
+mod time;
+
+use std::time::Duration;
+
+pub(crate) use follow::{Finished, Following};
+pub(crate) use gate::Gate;
+pub(crate) use process::{Pid, is_alive};
+pub(crate) use scene::{Output, Scene};
+pub(crate) use task::{Process, Task, p, task};
+pub(crate) use time::{seconds, seconds_between};
+
+/// Nothing here takes this long: what does has hung.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Leaves a test that this machine cannot hold. On CI, which must hold them all, that is a failure.
+macro_rules! skip {
+    ($($why:tt)*) => {{
+        let why = format!($($why)*);
+        assert!(std::env::var_os("CI").is_none(), "cannot be skipped on CI: {why}");
+        eprintln!("skipped: {why}");
+        return;
+    }};
+}
+
+/// Leaves a test that needs root.
+macro_rules! need_root {
+    () => {
+        if !nix::unistd::geteuid().is_root() {
+            $crate::support::skip!("needs root");
+        }
+    };
+}
+
+pub(crate) use {need_root, skip};

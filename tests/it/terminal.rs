@@ -1,0 +1,264 @@
+//! A terminal is a terminal: S50.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+
+use nix::pty::{OpenptyResult, Winsize, openpty};
+
+use crate::support::{DEADLINE, Pid, Scene, Task, p, task};
+
+/// A pseudo-terminal with a command in its foreground.
+struct Terminal {
+    child: Child,
+    keyboard: File,
+    name: std::path::PathBuf,
+    screen: Receiver<Vec<u8>>,
+    /// All that was written to it.
+    text: String,
+}
+
+impl Terminal {
+    fn start(command: &Command, environment: &[(&str, &str)]) -> Self {
+        let size = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
+        let OpenptyResult { master, slave } = openpty(&size, None).unwrap();
+        let name = nix::unistd::ttyname(&slave).unwrap();
+        let keyboard = File::from(master);
+        let mut output = keyboard.try_clone().unwrap();
+        let (sender, screen) = channel();
+        thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            // EIO once nobody has the other side open.
+            while let Ok(read @ 1..) = output.read(&mut bytes) {
+                if sender.send(bytes[..read].to_vec()).is_err() {
+                    return;
+                }
+            }
+        });
+        let standard = || Stdio::from(slave.try_clone().unwrap());
+        // A session with this as its controlling terminal, so that ^C and a new size are signals.
+        let child = Command::new("setsid")
+            .args(["--ctty", "--wait"])
+            .arg(command.get_program())
+            .args(command.get_args())
+            .env("TERM", "xterm")
+            .env_remove("NO_COLOR")
+            .envs(environment.iter().copied())
+            .stdin(standard())
+            .stdout(standard())
+            .stderr(standard())
+            .spawn()
+            .unwrap();
+        drop::<OwnedFd>(slave);
+        Self { child, keyboard, name, screen, text: String::new() }
+    }
+
+    fn press(&mut self, key: &str) {
+        self.keyboard.write_all(key.as_bytes()).unwrap();
+    }
+
+    fn resize(&self, columns: u32) {
+        let mut command = Command::new("stty");
+        command.arg("-F").arg(&self.name).args(["cols", &columns.to_string()]);
+        assert!(command.status().unwrap().success());
+    }
+
+    /// Waits until a text is written, and forgets what was written before.
+    #[track_caller]
+    fn wait_for(&mut self, wanted: &str) {
+        while !self.text.contains(wanted) {
+            let Ok(bytes) = self.screen.recv_timeout(DEADLINE) else {
+                panic!("{wanted:?} does not come\n{:?}", self.text);
+            };
+            self.text.push_str(&String::from_utf8_lossy(&bytes));
+        }
+        let at = self.text.find(wanted).unwrap();
+        self.text.drain(..at);
+    }
+
+    /// Waits for the end: exit status, and what was written after the last thing that was waited for.
+    #[track_caller]
+    fn finish(mut self) -> (Option<i32>, String) {
+        let pid = Pid::of(self.child.id().cast_signed());
+        assert!(pid.ends_within(DEADLINE), "it hangs\n{:?}", self.text);
+        let status = self.child.wait().unwrap().code();
+        while let Ok(bytes) = self.screen.recv_timeout(std::time::Duration::from_millis(200)) {
+            self.text.push_str(&String::from_utf8_lossy(&bytes));
+        }
+        (status, std::mem::take(&mut self.text))
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// `dewar run` of a task, for people.
+fn run(scene: &Scene, task: &Task) -> Command {
+    let file = scene.file("task.json", task.text());
+    let mut command = scene.command(scene.run_arguments());
+    command.arg(file);
+    command
+}
+
+/// What a text is without escape sequences.
+fn visible(text: &str) -> String {
+    let mut out = String::new();
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        if c != '\x1b' {
+            out.push(c);
+            continue;
+        }
+        if chars.next() == Some('[') {
+            let _ = chars.find(|c| ('@'..='~').contains(c));
+        }
+    }
+    out
+}
+
+/// S50
+#[test]
+fn a_terminal_shows_a_line_for_each_process() {
+    let scene = Scene::new();
+    let gate = scene.gate("gate");
+    let processes = [p("first", gate.hold()), p("second", "true")];
+    let mut terminal =
+        Terminal::start(&run(&scene, &task(processes).order(["first", "second"])), &[]);
+
+    terminal.wait_for("RUNNING");
+    gate.open();
+
+    let (status, text) = terminal.finish();
+    assert_eq!(status, Some(0), "{text:?}");
+    assert!(text.contains("\x1b["), "it is drawn over: {text:?}");
+    let shown = visible(&text);
+    assert!(shown.contains("second") && shown.contains("SUCCESS"), "{shown:?}");
+    let after = text.rsplit("\x1b[").next().unwrap();
+    assert!(after.ends_with("\n"), "the cursor is at the start of a line: {text:?}");
+}
+
+/// S50: without a terminal there are no escape codes, and a line is a line.
+#[test]
+fn no_escape_code_leaves_outside_of_a_terminal() {
+    let scene = Scene::new();
+    let told = scene.output(run(&scene, &task([p("a", "true"), p("b", "false")])));
+    let status = scene.dewar(&["status", "-vvv"]);
+
+    assert_eq!(told.status, Some(1));
+    for text in [&told.stdout, &told.stderr, &status.stdout] {
+        assert!(!text.contains('\x1b') && !text.contains('\r'), "{text:?}");
+    }
+    assert!(told.stdout.lines().any(|line| line.contains('a') && line.contains("RUNNING")));
+    assert!(told.stdout.lines().any(|line| line.contains("exit status 1")), "{}", told.stdout);
+}
+
+/// S50: https://no-color.org
+#[test]
+fn no_color_is_no_colour() {
+    for (environment, coloured) in [(&[][..], true), (&[("NO_COLOR", "1")], false)] {
+        let scene = Scene::new();
+        let terminal = Terminal::start(&run(&scene, &task([p("a", "sleep 0.1")])), environment);
+
+        let (status, text) = terminal.finish();
+
+        assert_eq!(status, Some(0), "{text:?}");
+        let mut codes = text.split("\x1b[").skip(1);
+        let colour = codes.any(|code| {
+            code.split(|c| ('@'..='~').contains(&c))
+                .next()
+                .is_some_and(|parameters| code[parameters.len()..].starts_with('m'))
+        });
+        assert_eq!(colour, coloured, "{text:?}");
+    }
+}
+
+/// S50: the first ^C is a kill with all its time, finalizers too.
+#[test]
+fn one_interrupt_ends_the_task_gracefully() {
+    let scene = Scene::new();
+    let last = p("last", "touch last").finalizer();
+    let mut terminal = Terminal::start(&run(&scene, &task([p("a", "exec sleep 60"), last])), &[]);
+    terminal.wait_for("RUNNING");
+
+    terminal.press("\x03");
+
+    let (status, text) = terminal.finish();
+    assert_eq!(status, Some(3), "{text:?}");
+    assert!(scene.sandbox().join("last").exists(), "{text:?}");
+    assert_eq!(scene.status()["state"], "TASK_STATE_KILLED");
+}
+
+/// S50: the second ^C is a kill now.
+#[test]
+fn two_interrupts_end_the_task_now() {
+    let scene = Scene::new();
+    let up = scene.gate("up");
+    let deaf = format!("trap '' TERM; {}; while :; do sleep 60; done", up.tell());
+    let last = p("last", "touch last").finalizer();
+    let mut terminal = Terminal::start(&run(&scene, &task([p("a", deaf), last])), &[]);
+    up.wait();
+
+    terminal.press("\x03");
+    terminal.wait_for("once more");
+    terminal.press("\x03");
+
+    let (status, text) = terminal.finish();
+    assert_eq!(status, Some(3), "{text:?}");
+    assert!(!scene.sandbox().join("last").exists(), "{text:?}");
+}
+
+/// S50
+#[test]
+fn a_narrow_terminal_gets_narrow_lines() {
+    let scene = Scene::new();
+    let (up, gate) = (scene.gate("up"), scene.gate("gate"));
+    let long = "a-name-that-is-longer-than-a-line";
+    let processes = [p("first", format!("{}; {}", up.tell(), gate.hold())), p(long, "true")];
+    let mut terminal = Terminal::start(&run(&scene, &task(processes).order(["first", long])), &[]);
+    up.wait();
+    terminal.wait_for("RUNNING");
+
+    terminal.resize(30);
+    // Nothing was cut before.
+    terminal.wait_for("…");
+    gate.open();
+
+    let (status, text) = terminal.finish();
+    assert_eq!(status, Some(0), "{text:?}");
+    // The summary has whole lines again.
+    let pictures = &text[..text.rfind(&format!("{} ", scene.id())).unwrap()];
+    assert!(pictures.matches("…").count() > 2, "{text:?}");
+    for line in visible(pictures).lines() {
+        assert!(line.trim_matches('\r').chars().count() <= 30, "{line:?} in\n{text:?}");
+    }
+}
+
+/// S50: whoever closes the pipe wants to see no more; the task goes on.
+#[test]
+fn a_broken_pipe_ends_the_printing_and_not_the_task() {
+    for form in ["text", "json"] {
+        let scene = Scene::new();
+        let (up, gate) = (scene.gate("up"), scene.gate("gate"));
+        let command = format!("{}; {}; exit 7", up.tell(), gate.hold());
+        let mut run = run(&scene, &task([p("a", command), p("last", "true").finalizer()]));
+        let mut child = run.args(["--output", form]).stdout(Stdio::piped()).spawn().unwrap();
+        up.wait();
+
+        drop(child.stdout.take());
+        gate.open();
+
+        let pid = Pid::of(child.id().cast_signed());
+        assert!(pid.ends_within(DEADLINE), "{}", scene.diagnosis());
+        assert_eq!(child.wait().unwrap().code(), Some(1), "{form}");
+        let status = scene.status();
+        assert_eq!(status["state"], "TASK_STATE_FAILED", "{status}");
+        assert_eq!(status["processes"][1]["runs"][0]["state"], "PROCESS_STATE_SUCCESS");
+    }
+}
