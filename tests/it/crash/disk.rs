@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use dewar::control;
 use dewar::launch;
-use dewar::proto::VerdictReason;
+use dewar::proto::{KillStage, VerdictReason};
 use dewar::state::{Outcome, Phase};
 use dewar::task::TaskId;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -161,6 +161,7 @@ fn a_run_that_never_had_a_process_is_given_up_by_a_kill() {
     let end = history.run(0, 0).end.as_ref().unwrap();
     assert_eq!((history.phase(), history.states()[0].as_str()), (Some(Phase::Killed), "K"));
     assert_eq!((&end.outcome, end.verdict.reason()), (&Outcome::Dropped, VerdictReason::Killed));
+    assert_eq!(end.verdict.stage(), KillStage::Terminate, "not at the deadline");
     assert!(bench.marks(&task).is_empty());
 }
 
