@@ -17,6 +17,7 @@ mod perform;
 mod sources;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
@@ -304,13 +305,15 @@ impl Runner {
         if self.stalled.is_some_and(|(until, _)| now < until) {
             return Ok(false);
         }
-        let written = hit(Failpoint::RunnerFlush)
-            .map_err(|error| error.to_string())
-            .and_then(|()| self.writer.flush().map_err(|error| error.to_string()));
-        if let Err(error) = written {
+        if let Err(error) = self.try_flush() {
+            // Trying again would not make it right: another runner reads what is on the disk.
+            if matches!(error, RunnerError::Write(WriteError::Poisoned { .. })) {
+                return Err(error);
+            }
             let pause = self.stalled.map_or(*RETRY.start(), |(_, pause)| pause);
             if self.stalled.is_none() {
-                eprintln!("dewar-runner: {}: cannot write, waiting: {error}", self.task);
+                let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
+                eprintln!("dewar-runner: {}: cannot write, waiting: {error}{cause}", self.task);
             }
             self.stalled = Some((now + pause.as_nanos() as u64, (pause * 2).min(*RETRY.end())));
             return Ok(false);
@@ -328,6 +331,11 @@ impl Runner {
             reply.send("");
         }
         Ok(true)
+    }
+
+    fn try_flush(&mut self) -> Result<(), RunnerError> {
+        hit(Failpoint::RunnerFlush).map_err(doing("write the runner's stream"))?;
+        Ok(self.writer.flush()?)
     }
 
     /// Nudges followers once for all that a turn recorded.

@@ -46,6 +46,11 @@ impl Case {
         ]
     }
 
+    /// Whether it ends so without cgroups too: its runs do not look for leaves.
+    pub(super) fn is_uncontained(&self) -> bool {
+        matches!(self.name, "retries" | "deaf" | "graceful")
+    }
+
     /// Whether `history` is how it ends when nothing interrupts it, but for `losses` runs that were LOST.
     pub(super) fn is_met(&self, history: &History, losses: usize) -> bool {
         let states = history.states();
