@@ -8,6 +8,7 @@
 //! <root>/checkpoints/<task>/control
 //! <root>/sandboxes/<task>                    0711  reachable by the task's user, not listed
 //! ```
+#![allow(clippy::disallowed_methods, reason = "files of a checkpoint")]
 
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;

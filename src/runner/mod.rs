@@ -10,6 +10,7 @@
 //! | `control.rs` | what may be asked of it? |
 //! | `attach.rs` | how does it take over, and learn what coordinators recorded? |
 //! | `perform.rs` | how is each effect done? |
+#![allow(clippy::disallowed_methods, reason = "performs effects")]
 
 mod attach;
 mod control;
