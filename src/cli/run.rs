@@ -65,12 +65,14 @@ pub(super) fn run(args: &Run) -> Result<u8, Failure> {
     let launch = launch_of(args, asked, &root, base.is_some(), unenforced)?;
     // From here on ^C is for the task.
     let signals = if args.detach { None } else { Some(catch()?) };
-    let accepted = launch::accept(&root, &id, &launch)?;
-    if accepted == Accepted::Active {
+    let console = console(args.detach, args.output);
+    let prepare = || launch::prepare_runner(&root, &id, base.as_ref(), console);
+    // Its log is kept with the task, once there is one.
+    let waiting = (console != Console::Log).then(prepare).transpose()?;
+    if launch::accept(&root, &id, &launch)? == Accepted::Active {
         refuse_if_held(&root, &id)?;
     }
-    let console = console(args.detach, args.output);
-    let started = launch::start_runner(&root, &id, base.as_ref(), console)?;
+    let started = waiting.map_or_else(prepare, Ok)?.go()?;
     match signals {
         Some(signals) => to_the_end(&root, &id, &spec, started.into(), signals, args.output),
         None => detached(&root, &id, args.output),

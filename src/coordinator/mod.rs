@@ -23,6 +23,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::SigSet;
+use nix::sys::stat::umask;
 use nix::sys::time::TimeVal;
 use nix::unistd::Pid;
 
@@ -42,7 +43,7 @@ use crate::sys::{clock, fds, pidfd, process};
 use crate::task::spec::FileMode;
 use crate::task::{Logger, ProcessSpec, TaskId};
 use output::Pump;
-use start::{LaunchFailed, Run, Start, Step};
+use start::{LaunchFailed, Run, Start, Step, UMASK};
 
 /// Bytes set aside for the records of a run, so that a disk that fills up meanwhile cannot take its end.
 pub const RESERVE: u64 = 4096;
@@ -308,10 +309,12 @@ impl<'a> Coordinator<'a> {
     }
 }
 
-/// Goes on as a program of its own: own session, own signals, no descriptor of the runner but those of the job.
+/// Goes on as a program of its own: own session, umask and signals, no descriptor of the runner but those of the job.
 fn leave_runner(job: &Job<'_>) -> io::Result<()> {
     nix::unistd::setsid()?;
     process::mind_children()?;
+    // The caller's mask must not take the owner's bits off the directories that are made for a run.
+    umask(UMASK);
     // What is meant for the runner must not end a coordinator: it ends with its run.
     SigSet::all().thread_block()?;
     fds::close_all_but(&mut [

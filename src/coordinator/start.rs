@@ -42,8 +42,8 @@ use crate::task::{Logger, ProcessName, TaskId};
 /// The shell of every run.
 const SHELL: &std::ffi::CStr = c"/bin/bash";
 
-/// File-mode creation mask of every run.
-const UMASK: Mode = Mode::from_bits_truncate(0o022);
+/// File-mode creation mask of every run, and of its coordinator.
+pub(super) const UMASK: Mode = Mode::from_bits_truncate(0o022);
 
 /// Exit status of a child that could not become the program. Nobody reads it: the report came
 /// first.
