@@ -8,6 +8,7 @@
 //!
 //! What is read may not be on disk yet. Before telling anybody of a terminal state or an accepted kill,
 //! [`Reader::sync`]: whoever tells, syncs.
+#![allow(clippy::disallowed_methods, reason = "files of a checkpoint")]
 
 use std::fs::File;
 use std::io;

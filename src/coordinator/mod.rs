@@ -10,6 +10,7 @@
 //! 5. The end, with exit status or signal, verdict and usage.
 //!
 //! It holds the lock of its stream from before it was forked to its end.
+#![allow(clippy::disallowed_methods, reason = "starts runs and waits for them")]
 
 pub mod output;
 pub mod start;
@@ -23,11 +24,12 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::SigSet;
+use nix::sys::stat::umask;
 use nix::sys::time::TimeVal;
 use nix::unistd::Pid;
 
 use crate::cgroup::{CgroupError, Leaf, TaskCgroup};
-use crate::checkpoint::{Instant, Writer};
+use crate::checkpoint::{Instant, WriteError, Writer};
 use crate::failpoint::{Failpoint, hit};
 use crate::proto::record::Kind;
 use crate::proto::run_transition::State;
@@ -42,7 +44,7 @@ use crate::sys::{clock, fds, pidfd, process};
 use crate::task::spec::FileMode;
 use crate::task::{Logger, ProcessSpec, TaskId};
 use output::Pump;
-use start::{LaunchFailed, Run, Start, Step};
+use start::{LaunchFailed, Run, Start, Step, UMASK};
 
 /// Bytes set aside for the records of a run, so that a disk that fills up meanwhile cannot take its end.
 pub const RESERVE: u64 = 4096;
@@ -281,13 +283,18 @@ impl<'a> Coordinator<'a> {
         let at = Instant { boot_nanos: at.boot, unix_nanos: at.wall };
         let (process, run) = (self.job.process, self.job.run);
         let transition = RunTransition { process, run, state: Some(state) };
-        // It is short, and this stream is never synced, so never poisoned: no error is left.
+        // It is short, and a stream that was given up has ended the coordinator: no error is left.
         let _ = self.job.stream.append(Kind::Run(transition), at);
     }
 
     /// Writes what is pending; false if it has to be tried again, after `stalled`.
+    ///
+    /// If the stream is given up, so is the run: what is not recorded did not happen, and the runner finds it LOST.
     fn flush(&mut self, point: Failpoint) -> bool {
-        let written = hit(point).is_ok() && self.job.stream.flush().is_ok();
+        let written = match hit(point).is_ok().then(|| self.job.stream.flush()) {
+            Some(Err(WriteError::Poisoned { .. })) => exit_now(1),
+            written => matches!(written, Some(Ok(()))),
+        };
         self.stalled = match written {
             true => None,
             false => {
@@ -303,10 +310,12 @@ impl<'a> Coordinator<'a> {
     }
 }
 
-/// Goes on as a program of its own: own session, own signals, no descriptor of the runner but those of the job.
+/// Goes on as a program of its own: own session, umask and signals, no descriptor of the runner but those of the job.
 fn leave_runner(job: &Job<'_>) -> io::Result<()> {
     nix::unistd::setsid()?;
     process::mind_children()?;
+    // The caller's mask must not take the owner's bits off the directories that are made for a run.
+    umask(UMASK);
     // What is meant for the runner must not end a coordinator: it ends with its run.
     SigSet::all().thread_block()?;
     fds::close_all_but(&mut [

@@ -10,8 +10,8 @@
 //! All of it needs `openat2` (Linux 5.6). Where that is missing nothing is opened: there is no
 //! second, weaker way.
 //!
-//! The umask must leave the owner's bits alone, as programs of dewar set it at their start; every
-//! other bit is set here.
+//! The umask must leave the owner's bits alone, as a coordinator's does; every other bit is set here.
+#![allow(clippy::disallowed_methods, reason = "opens what a task controls")]
 
 pub mod logs;
 

@@ -1,7 +1,7 @@
 //! Time and size, each beside a floor that is measured in the same run: `just bench`.
 //!
 //! Nothing is asserted: figures depend on the machine, ratios less so.
-
+#![allow(clippy::disallowed_methods, reason = "measures the real thing")]
 #![allow(clippy::unwrap_used)]
 
 use std::fs;

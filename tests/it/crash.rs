@@ -12,3 +12,4 @@ mod points;
 mod storm;
 mod takeover;
 mod tasks;
+mod torn;

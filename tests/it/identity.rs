@@ -171,6 +171,30 @@ fn a_run_as_another_user_has_what_that_user_has_and_nothing_else() {
     assert_eq!(ended.task["user"], "nobody");
 }
 
+/// What is made for the user of a run is that user's, whatever mask the caller had.
+#[test]
+fn sandbox_and_logs_belong_to_the_user_whatever_the_umask() {
+    need_root!();
+    let scene = Scene::new();
+    let task = task([p("a", "touch mine")]).with("user", "nobody");
+    let dewar = scene.run_command(&task, &[]);
+
+    let ended = scene.follow(from_a_mess(&scene, &dewar)).finish();
+
+    ended.assert("SUCCESS", &[("a", "S")]);
+    let logs = scene.logs("a", 0);
+    for (path, mode) in [
+        (scene.sandbox(), 0o40700),
+        (scene.sandbox().join("mine"), 0o100644),
+        (logs.clone(), 0o40750),
+        (logs.join("stdout"), 0o100640),
+    ] {
+        let metadata = fs::metadata(&path).unwrap();
+        let found = (metadata.uid(), format!("{:o}", metadata.mode()));
+        assert_eq!(found, (nobody().uid.as_raw(), format!("{mode:o}")), "{}", path.display());
+    }
+}
+
 /// A finalizer that a later runner starts is not the user of whoever resumed it (D19).
 #[test]
 fn a_runner_that_takes_over_keeps_the_user() {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::os::unix::fs::chown;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -17,6 +18,9 @@ use dewar::state::{Event, Outcome, Phase, Run, RunState, Stamp, TaskState};
 use dewar::task::file::Bindings;
 use dewar::task::{ProcessName, TaskId, TaskSpec};
 use dewar::{cgroup, identity, launch};
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// How long a test waits for what must happen.
 pub(super) const PATIENCE: Duration = Duration::from_secs(40);
@@ -103,8 +107,20 @@ impl Bench {
 
     /// Accepts the task file `task` under `id`.
     pub(super) fn accept(&self, id: &str, task: &serde_json::Value) -> TaskId {
+        self.accept_with(id, task, |_| {})
+    }
+
+    /// Accepts the task file `task` under `id`, with some change to what `dewar run` would accept.
+    pub(super) fn accept_with(
+        &self,
+        id: &str,
+        task: &serde_json::Value,
+        change: impl FnOnce(&mut Launch),
+    ) -> TaskId {
         let id = TaskId::new(id).unwrap();
-        let accepted = launch::accept(&self.root, &id, &self.launch(&id, task));
+        let mut launch = self.launch(&id, task);
+        change(&mut launch);
+        let accepted = launch::accept(&self.root, &id, &launch);
         assert_eq!(accepted.unwrap(), launch::Accepted::New);
         id
     }
@@ -126,6 +142,26 @@ impl Bench {
         let mut command = Command::new("/bin/bash");
         command.args(["-c", "ulimit -n $0; exec \"$@\""]).arg(limit.to_string());
         command.arg(env!("CARGO_BIN_EXE_dewar-runner")).env_clear();
+        self.spawn(command, task)
+    }
+
+    /// Starts a runner as the user and group `id`, to whom root and base are given.
+    pub(super) fn start_as(&self, task: &TaskId, id: u32) -> Runner {
+        give(&self.dir, id);
+        for group in ["", "tasks", "supervisor"] {
+            let group = self.base.join(group);
+            for file in ["", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control"] {
+                chown(group.join(file), Some(id), Some(id)).unwrap();
+            }
+        }
+        // Where this program lies need not be open to everybody.
+        let program = self.dir.join("dewar-runner");
+        fs::copy(env!("CARGO_BIN_EXE_dewar-runner"), &program).unwrap();
+        let mut command = Command::new("/bin/bash");
+        let enter =
+            r#"echo $$ > "$1" && exec setpriv --reuid $2 --regid $2 --clear-groups "${@:3}""#;
+        command.args(["-c", enter, "bash"]).arg(self.base.join("supervisor/cgroup.procs"));
+        command.arg(id.to_string()).arg(program);
         self.spawn(command, task)
     }
 
@@ -188,7 +224,8 @@ impl Bench {
             if is(&history) {
                 return history;
             }
-            assert!(Instant::now() < deadline, "{}", self.describe(task, what));
+            let is_over = history.phase().is_some_and(Phase::is_terminal);
+            assert!(!is_over && Instant::now() < deadline, "{}", self.describe(task, what));
             std::thread::sleep(LOOK);
         }
     }
@@ -267,6 +304,8 @@ impl Bench {
         for mark in self.marks(task) {
             *marks.entry(mark).or_default() += 1;
         }
+        // Without leaves all marks are the same.
+        let is_contained = history.is_contained();
         for (index, process) in history.state.processes().iter().enumerate() {
             let name = history.name(index);
             let mut steps: BTreeMap<(u32, &str), u32> = BTreeMap::new();
@@ -282,7 +321,7 @@ impl Bench {
             if let Some((twice, _)) = steps.iter().find(|&(_, &count)| count > 1) {
                 fail(format!("{name}: {twice:?} is recorded twice"));
             }
-            for (run, of) in process.runs.iter().enumerate() {
+            for (run, of) in process.runs.iter().enumerate().filter(|_| is_contained) {
                 let count = marks.remove(&format!("{name}.{run}")).unwrap_or(0);
                 // A run that was killed may have been so before its first command.
                 let outcome = of.end.as_ref().map(|end| end.outcome);
@@ -296,7 +335,7 @@ impl Bench {
                 }
             }
         }
-        if !marks.is_empty() {
+        if is_contained && !marks.is_empty() {
             fail(format!("{marks:?} began and are not recorded"));
         }
     }
@@ -339,6 +378,18 @@ impl Drop for Bench {
         }
         remove_cgroups(&self.base);
         let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// Gives a directory, with all that is in it, to a user.
+fn give(path: &Path, id: u32) {
+    chown(path, Some(id), Some(id)).unwrap();
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        if entry.file_type().unwrap().is_dir() {
+            give(&entry.path(), id);
+        } else {
+            chown(entry.path(), Some(id), Some(id)).unwrap();
+        }
     }
 }
 
@@ -389,6 +440,11 @@ impl History {
     /// A run of a process.
     pub(super) fn run(&self, process: usize, run: usize) -> &Run {
         &self.state.processes()[process].runs[run]
+    }
+
+    /// Whether its runs have leaves.
+    pub(super) fn is_contained(&self) -> bool {
+        self.state.leader().is_some_and(|leader| leader.cgroup.is_some())
     }
 
     pub(super) fn has_kill(&self) -> bool {
@@ -444,7 +500,8 @@ impl Runner {
     /// Kills it, and returns when it is gone.
     pub(super) fn kill(mut self) {
         self.child.kill().unwrap();
-        assert_eq!(self.child.wait().unwrap().signal(), Some(libc::SIGKILL));
+        let status = self.child.wait().unwrap();
+        assert_eq!(status.signal(), Some(libc::SIGKILL), "it had ended before: {status}");
     }
 }
 
@@ -470,10 +527,12 @@ pub(super) fn is_alive(pid: i32) -> bool {
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
-/// Sends SIGKILL to a process that this test knows to live.
+/// Sends SIGKILL to a process, which may have ended.
 pub(super) fn kill_9(pid: i32) {
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)
-        .unwrap();
+    match kill(Pid::from_raw(pid), Signal::SIGKILL) {
+        Ok(()) | Err(Errno::ESRCH) => {}
+        Err(errno) => panic!("kill {pid}: {errno}"),
+    }
 }
 
 /// Now, CLOCK_BOOTTIME in nanoseconds.
