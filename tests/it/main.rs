@@ -10,6 +10,7 @@
 mod crash;
 mod docs;
 mod ending;
+mod examples;
 mod files;
 mod identity;
 mod logs;
