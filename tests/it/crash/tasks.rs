@@ -59,9 +59,10 @@ impl Case {
         let lost = |states: &str| states.matches('L').count();
         let expected: usize = self.runs.iter().map(|runs| lost(runs.states())).sum();
         let total: usize = states.iter().map(|states| lost(states)).sum();
+        let is_any_lost = losses > 0 && total > 0;
         history.phase() == Some(self.end)
             && total <= expected + losses
-            && self.runs.iter().zip(&states).all(|(runs, seen)| runs.is_met(seen, losses))
+            && self.runs.iter().zip(&states).all(|(runs, seen)| runs.is_met(seen, is_any_lost))
     }
 }
 
@@ -73,12 +74,12 @@ impl Runs {
         }
     }
 
-    fn is_met(self, seen: &str, losses: usize) -> bool {
+    fn is_met(self, seen: &str, is_any_lost: bool) -> bool {
         let expected = self.states();
         if seen == expected {
             return true;
         }
-        if losses == 0 {
+        if !is_any_lost {
             return false;
         }
         if let Self::OnlyAfterLoss(states) = self {
