@@ -157,6 +157,8 @@ fn asleep(dir: &Path) {
         (private(runner) + private(coordinator), proportional(runner) + proportional(coordinator));
     row("memory of runner and coordinator, run asleep: USS", "–", &format!("{small} kB"), "–");
     row("the same: PSS", "–", &format!("{shared} kB"), "–");
+    // What woke them for RUNNING is over by then.
+    std::thread::sleep(Duration::from_millis(500));
     let before = switches(runner) + switches(coordinator);
     std::thread::sleep(Duration::from_secs(10));
     let woken = switches(runner) + switches(coordinator) - before;
