@@ -15,7 +15,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use super::file::{IoError, open_dir, sync_dir, sync_entry};
+use super::file::{IoError, open_dir, sync_entry};
 use super::identity::{Identity, Stream};
 use crate::task::{ProcessName, TaskId};
 
@@ -240,12 +240,6 @@ fn check(path: &Path) -> Result<(), RootError> {
         return Ok(());
     }
     Err(RootError::Unsafe { path: path.to_owned(), uid, mode })
-}
-
-/// Makes the entries of both directories of tasks durable.
-pub(super) fn sync_tasks(root: &Root) -> Result<(), IoError> {
-    sync_dir(&root.tasks(Place::Finished))?;
-    sync_dir(&root.tasks(Place::Active))
 }
 
 #[cfg(test)]
