@@ -1,10 +1,13 @@
 //! From a task that was accepted to a runner that drives it: for the command line and the daemon.
+#![allow(clippy::disallowed_methods, reason = "writes the acceptance, starts runners")]
 
+use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use nix::errno::Errno;
 
@@ -94,6 +97,7 @@ pub enum Accepted {
 ///
 /// [`LaunchError`]; the task is not accepted then.
 pub fn accept(root: &Root, task: &TaskId, launch: &Launch) -> Result<Accepted, LaunchError> {
+    let _turn = Turn::wait(root.runner(task));
     root.create()?;
     if let Some(accepted) = known(root, task, launch)? {
         return Ok(accepted);
@@ -114,6 +118,35 @@ pub fn accept(root: &Root, task: &TaskId, launch: &Launch) -> Result<Accepted, L
     }
 }
 
+/// The streams of tasks that this process accepts right now.
+static ACCEPTING: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+/// Notified when one of them is done.
+static ACCEPTED: Condvar = Condvar::new();
+
+/// The turn of one thread to accept a task of an id. The lock of a stream is the process': it does not keep our threads
+/// apart, and one that merely opens and closes the stream drops the lock of another (fcntl(2)).
+struct Turn(PathBuf);
+
+impl Turn {
+    fn wait(stream: PathBuf) -> Self {
+        // A thread that panicked has left the set as whole as any other.
+        let accepting = ACCEPTING.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut accepting = ACCEPTED
+            .wait_while(accepting, |accepting| accepting.contains(&stream))
+            .unwrap_or_else(PoisonError::into_inner);
+        accepting.insert(stream.clone());
+        Self(stream)
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        ACCEPTING.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
+        ACCEPTED.notify_all();
+    }
+}
+
 /// Writes the header, and then the file that is the acceptance.
 fn write(
     root: &Root,
@@ -126,6 +159,7 @@ fn write(
     let at = Instant { boot_nanos: now.boot, unix_nanos: now.wall };
     writer.append(Kind::Launch(launch.clone()), at)?;
     writer.sync()?;
+    root.sync_checkpoint(task)?;
     pass(root, task, Failpoint::AcceptSynced)?;
     let mut content = serde_json::to_vec(launch).expect("a message without maps of odd keys");
     content.push(b'\n');
@@ -281,6 +315,24 @@ pub enum Console {
     Log,
 }
 
+/// A runner that was started, and waits for the word to go. Without it, it leaves.
+#[derive(Debug)]
+pub struct Waiting(Started);
+
+impl Waiting {
+    /// Lets the runner go: its task is accepted.
+    ///
+    /// # Errors
+    ///
+    /// [`LaunchError::Start`]: it is gone.
+    pub fn go(self) -> Result<Started, LaunchError> {
+        match nix::unistd::write(&self.0.nudges, &[0]) {
+            Ok(_) => Ok(self.0),
+            Err(errno) => Err(start_error("dewar-runner".into(), errno.into())),
+        }
+    }
+}
+
 /// A runner that was started.
 #[derive(Debug)]
 pub struct Started {
@@ -292,7 +344,7 @@ pub struct Started {
     pub nudges: OwnedFd,
 }
 
-/// Starts a runner for `task`, in its own session and, where there are cgroups, born in the supervisor's.
+/// Starts a runner for `task`, which is accepted.
 ///
 /// # Errors
 ///
@@ -303,8 +355,23 @@ pub fn start_runner(
     base: Option<&Base>,
     console: Console,
 ) -> Result<Started, LaunchError> {
+    prepare_runner(root, task, base, console)?.go()
+}
+
+/// Starts a runner for `task`, in its own session and, where there are cgroups, born in the supervisor's. The program is
+/// loaded while the task is being accepted, on another CPU where there is one; [`Waiting::go`] lets it begin.
+///
+/// # Errors
+///
+/// [`LaunchError::Start`].
+pub fn prepare_runner(
+    root: &Root,
+    task: &TaskId,
+    base: Option<&Base>,
+    console: Console,
+) -> Result<Waiting, LaunchError> {
     let program = runner_program().map_err(|error| start_error("dewar-runner".into(), error))?;
-    let start = || -> io::Result<Started> {
+    let start = || -> io::Result<Waiting> {
         let (ours, theirs) = socket::pair()?;
         let image = image(&program, root.path(), task, base);
         let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
@@ -328,10 +395,10 @@ pub fn start_runner(
         let supervisor = base.map(Base::supervisor);
         let (pid, pidfd) = clone::clone_into(supervisor, || {
             let errno = become_runner(&standard, &follower, &image).unwrap_err();
-            // The reason cannot be told but by the status: see `exec_failed`.
+            // The reason can be told by the status alone.
             exit_now(errno as i32)
         })?;
-        Ok(Started { pid: pid.as_raw(), pidfd, nudges: ours })
+        Ok(Waiting(Started { pid: pid.as_raw(), pidfd, nudges: ours }))
     };
     start().map_err(|error| start_error(program.clone(), error))
 }

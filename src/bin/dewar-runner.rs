@@ -1,11 +1,13 @@
 //! The runner of one task. Started by `dewar`, not by people: `dewar-runner ROOT TASK [CGROUP_BASE]`.
 //!
-//! Descriptor 3 is nudged with a byte for each turn that recorded something.
+//! From descriptor 3 it reads one byte before it begins: the task is accepted. Then it writes one there for each turn that
+//! recorded something.
 //!
 //! Exit status: 0 the task is over; 2 bad use; 5 another runner holds the task, or it cannot be run here; 70 a defect.
 
 use std::error::Error;
 use std::ffi::OsString;
+use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 
 use dewar::failpoint::Failpoint;
@@ -29,6 +31,9 @@ fn main() -> ExitCode {
         _ => return usage("TASK is no task id"),
     };
     let follower = inherited(dewar::launch::FOLLOWER);
+    if !may_go(follower.as_ref()) {
+        return ExitCode::SUCCESS;
+    }
     match Runner::run(Options {
         root: root.into(),
         task: task.clone(),
@@ -41,6 +46,11 @@ fn main() -> ExitCode {
             ExitCode::from(status(&error))
         }
     }
+}
+
+/// Whether whoever started us says that the task is accepted. Started without descriptor 3, it is.
+fn may_go(follower: Option<&OwnedFd>) -> bool {
+    follower.is_none_or(|follower| nix::unistd::read(follower, &mut [0]) == Ok(1))
 }
 
 fn usage(why: &str) -> ExitCode {

@@ -192,7 +192,12 @@ fn explicit(path: &Path) -> Result<Base, FindError> {
 fn delegated(seat: &Seat, uid: Uid) -> Result<Result<Dir, &'static str>, FindError> {
     let own = Dir::open(&seat.own)?;
     let dir = match own.parent() {
-        Some(parent) if own.path().ends_with(SUPERVISOR) && parent.has(TASKS) => parent,
+        // We moved here before, or systemd (254) put us here: `DelegateSubgroup=supervisor`.
+        Some(parent)
+            if own.path().ends_with(SUPERVISOR) && (parent.has(TASKS) || is_marked(&parent)) =>
+        {
+            parent
+        }
         _ => own,
     };
     if !dir.has("cgroup.events") {
@@ -391,8 +396,8 @@ mod tests {
         match find(&options) {
             Ok(base) => {
                 let is_supervisor = own_pids(&base.supervisor).unwrap().contains(&Pid::this());
-                let moved = if is_supervisor { "moved" } else { "not moved" };
-                println!("\nprobe: {}, {moved}", base.path().display());
+                let place = if is_supervisor { "inside" } else { "outside" };
+                println!("\nprobe: {}, {place}", base.path().display());
             }
             Err(error) => println!("\nprobe: {error}"),
         }
@@ -560,7 +565,7 @@ mod tests {
 
         let found = probe_in(&scratch, home.path(), &format!("export PROBE_BASE='{path}'"), "");
 
-        assert_eq!(found, format!("{path}, moved"));
+        assert_eq!(found, format!("{path}, inside"));
     }
 
     #[test]
@@ -572,7 +577,7 @@ mod tests {
 
         let found = probe_in(&scratch, home.path(), &before, "");
 
-        assert_eq!(found, format!("{}, not moved", base.display()));
+        assert_eq!(found, format!("{}, outside", base.display()));
     }
 
     #[test]
@@ -582,7 +587,7 @@ mod tests {
 
         let found = probe_in(&scratch, home.path(), "", "");
 
-        assert_eq!(found, format!("{}/dewar, not moved", mount_point().display()));
+        assert_eq!(found, format!("{}/dewar, outside", mount_point().display()));
     }
 
     #[test]
@@ -590,12 +595,25 @@ mod tests {
         let scratch = Scratch::new();
         let unit = scratch.dir().create("dewar.service").unwrap();
         mark(&unit);
-        let expected = format!("{}, moved", unit.path().display());
+        let expected = format!("{}, inside", unit.path().display());
 
         assert_eq!(probe_in(&scratch, unit.path(), "", ""), expected);
 
         let supervisor = unit.path().join(SUPERVISOR);
         assert_eq!(probe_in(&scratch, &supervisor, "", ""), expected);
+    }
+
+    /// attack 60: started anew by systemd while tasks run, which fills the unit's own cgroup never.
+    #[test]
+    fn who_is_started_in_the_supervisor_of_a_marked_cgroup_has_that_one() {
+        let scratch = Scratch::new();
+        let unit = scratch.dir().create("dewar.service").unwrap();
+        mark(&unit);
+        let supervisor = unit.create(SUPERVISOR).unwrap();
+
+        let found = probe_in(&scratch, supervisor.path(), "", "");
+
+        assert_eq!(found, format!("{}, inside", unit.path().display()));
     }
 
     /// attack 59: what a run starts ends with the run, be it dewar.
@@ -606,7 +624,7 @@ mod tests {
 
         let found = probe_in(&scratch, leaf.path(), "", "");
 
-        assert_eq!(found, format!("{}, moved", leaf.path().display()));
+        assert_eq!(found, format!("{}, inside", leaf.path().display()));
         leaf.remove().unwrap();
     }
 
@@ -625,7 +643,7 @@ mod tests {
 
         let found = probes_in(&scratch, home.path(), "", &with);
 
-        assert_eq!(found, [(); 3].map(|()| format!("{mount}, moved")));
+        assert_eq!(found, [(); 3].map(|()| format!("{mount}, inside")));
         assert!(home.path().join("supervisor").exists());
     }
 
@@ -724,7 +742,7 @@ mod tests {
         let scratch = Scratch::new();
         let home = scratch.dir().create("given").unwrap();
         give_away(&home);
-        let expected = format!("{}, moved", home.path().display());
+        let expected = format!("{}, inside", home.path().display());
 
         assert_eq!(probe_in(&scratch, home.path(), "", AS_NOBODY), expected);
 
@@ -739,7 +757,7 @@ mod tests {
         let manager = scratch.dir().create("user@65534.service").unwrap();
         let home = manager.create("terminal.scope").unwrap();
         give_away(&home);
-        let expected = format!("{}, moved", home.path().display());
+        let expected = format!("{}, inside", home.path().display());
 
         let found = probe_in(&scratch, home.path(), "", AS_NOBODY);
         let why = "which the user's systemd did not delegate";
@@ -787,7 +805,7 @@ mod tests {
         );
         assert_eq!(found, text);
         let inside = probe_in(&scratch, base.path(), &before, AS_NOBODY);
-        assert_eq!(inside, format!("{path}, moved"));
+        assert_eq!(inside, format!("{path}, inside"));
     }
 
     #[test]

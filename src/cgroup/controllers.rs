@@ -141,33 +141,58 @@ fn refusal(dir: &Dir, errno: Option<Errno>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::ops::Deref;
+    use std::os::fd::OwnedFd;
+
+    use nix::fcntl::{Flock, FlockArg};
+
     use super::*;
     use crate::cgroup::scratch::Scratch;
 
-    /// The one v2 controller that hybrid hosts keep, enabled for the children of the root while a
-    /// test runs.
-    struct Hugetlb(Dir);
+    /// A scratch base that has the one v2 controller which hybrid hosts keep. It is enabled at the
+    /// root of the host while it lives, by one test at a time, and not left so.
+    struct Hugetlb {
+        scratch: Option<Scratch>,
+        root: Dir,
+        was_enabled: bool,
+        _alone: Flock<OwnedFd>,
+    }
 
     impl Hugetlb {
-        fn new(scratch: &Scratch) -> Self {
+        fn new() -> Self {
+            let scratch = Scratch::new();
             let root = scratch.dir().parent().expect("the scratch base is beneath the root");
-            let refused = enable_named(&[&root], &["hugetlb"]);
-            assert_eq!(refused, Usable::default(), "this test needs the v2 hugetlb controller");
-            Self(root)
+            let again = OwnedFd::from(File::open(root.path()).unwrap());
+            let lock = Flock::lock(again, FlockArg::LockExclusive).unwrap();
+            let was_enabled = lists(&words(&root, "cgroup.subtree_control"), "hugetlb");
+            let usable = enable_named(&[&root], &["hugetlb"]);
+            assert_eq!(usable, Usable::default(), "this test needs the v2 hugetlb controller");
+            Self { scratch: Some(scratch), root, was_enabled, _alone: lock }
+        }
+    }
+
+    impl Deref for Hugetlb {
+        type Target = Scratch;
+
+        fn deref(&self) -> &Scratch {
+            self.scratch.as_ref().expect("it is there until the drop")
         }
     }
 
     impl Drop for Hugetlb {
         fn drop(&mut self) {
-            // EBUSY while a scratch base of this test still has it enabled; then it stays.
-            let _ = self.0.write("cgroup.subtree_control", "-hugetlb");
+            // What is in use beneath cannot be disabled above, so the base goes first.
+            drop(self.scratch.take());
+            if !self.was_enabled {
+                let _ = self.root.write("cgroup.subtree_control", "-hugetlb");
+            }
         }
     }
 
     #[test]
     fn a_controller_is_enabled_all_the_way_down_though_others_are_missing() {
-        let scratch = Scratch::new();
-        let _hugetlb = Hugetlb::new(&scratch);
+        let scratch = Hugetlb::new();
         let child = scratch.dir().create("child").unwrap();
 
         let usable = enable_named(&[scratch.dir(), &child], &["nonesuch", "hugetlb", "neither"]);
@@ -182,8 +207,7 @@ mod tests {
     /// attack 58: enabled by an earlier run.
     #[test]
     fn what_is_enabled_already_is_well() {
-        let scratch = Scratch::new();
-        let _hugetlb = Hugetlb::new(&scratch);
+        let scratch = Hugetlb::new();
         assert_eq!(enable_named(&[scratch.dir()], &["hugetlb"]), Usable::default());
 
         assert_eq!(enable_named(&[scratch.dir()], &["hugetlb"]), Usable::default());
@@ -191,8 +215,7 @@ mod tests {
 
     #[test]
     fn a_cgroup_with_processes_of_its_own_is_named() {
-        let scratch = Scratch::new();
-        let _hugetlb = Hugetlb::new(&scratch);
+        let scratch = Hugetlb::new();
         let child = scratch.dir().create("child").unwrap();
         let _inhabitant = scratch.inhabit(child.path(), "read line");
 

@@ -1,4 +1,5 @@
 //! A stream for a view: its records, or why it is quarantined, so that one damaged task hides no other.
+#![allow(clippy::disallowed_methods, reason = "files of a checkpoint")]
 
 use std::error::Error;
 use std::fmt;

@@ -8,8 +8,9 @@
 //! <root>/checkpoints/<task>/control
 //! <root>/sandboxes/<task>                    0711  reachable by the task's user, not listed
 //! ```
+#![allow(clippy::disallowed_methods, reason = "files of a checkpoint")]
 
-use std::fs::{self, DirBuilder, Permissions};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -103,15 +104,25 @@ impl Root {
         Ok(())
     }
 
-    /// Makes the directory of a task's streams, durably.
+    /// Makes the directory of a task's streams. Its entry is durable after [`Root::sync_checkpoint`], which
+    /// comes once a stream is there: each sync costs a flush of the disk.
     ///
     /// # Errors
     ///
     /// As [`Root::create`].
     pub fn create_checkpoint(&self, task: &TaskId) -> Result<(), RootError> {
         let path = self.checkpoint(task);
-        make(&path, PRIVATE)?;
+        make_entry(&path, PRIVATE)?;
         check(&path)
+    }
+
+    /// Makes the entry of the directory of a task's streams durable.
+    ///
+    /// # Errors
+    ///
+    /// [`IoError`].
+    pub fn sync_checkpoint(&self, task: &TaskId) -> Result<(), IoError> {
+        sync_entry(&self.checkpoint(task))
     }
 
     /// The root itself, absolute.
@@ -202,15 +213,21 @@ fn make_parents(path: &Path) -> Result<(), IoError> {
 
 /// Makes a directory with exactly this mode, durably; one that is there is left as it is.
 fn make(path: &Path, mode: u32) -> Result<(), IoError> {
+    let Some(dir) = make_entry(path, mode)? else { return Ok(()) };
+    dir.sync_all().map_err(|source| IoError::new("fsync", path, source))?;
+    sync_entry(path)
+}
+
+/// Makes a directory with its mode, not durably; `None` if it was there.
+fn make_entry(path: &Path, mode: u32) -> Result<Option<File>, IoError> {
     match DirBuilder::new().mode(mode).create(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
         made => made.map_err(|source| IoError::new("mkdir", path, source))?,
     }
     let dir = open_dir(path)?;
-    let failed = |call| move |source| IoError::new(call, path, source);
-    dir.set_permissions(Permissions::from_mode(mode)).map_err(failed("fchmod"))?;
-    dir.sync_all().map_err(failed("fsync"))?;
-    sync_entry(path)
+    dir.set_permissions(Permissions::from_mode(mode))
+        .map_err(|source| IoError::new("fchmod", path, source))?;
+    Ok(Some(dir))
 }
 
 /// Refuses a directory that somebody else could change.

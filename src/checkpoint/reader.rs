@@ -8,6 +8,7 @@
 //!
 //! What is read may not be on disk yet. Before telling anybody of a terminal state or an accepted kill,
 //! [`Reader::sync`]: whoever tells, syncs.
+#![allow(clippy::disallowed_methods, reason = "files of a checkpoint")]
 
 use std::fs::File;
 use std::io;
@@ -296,28 +297,31 @@ impl Cursor {
         let Some(seed) = self.begin(file)? else {
             return Ok(None);
         };
-        // A writer that ran out of space takes back the part of a record that it wrote, and later writes another there.
-        // So what an earlier call has left of a part does not count: it is read anew before anything is said of it.
+        // What an earlier call has left of a frame may have been replaced since: see `fill`.
         let mut is_fresh = self.chunk.bytes().is_empty();
         loop {
-            let stop = match frame::decode(seed, self.position.seq, self.chunk.bytes()) {
+            match frame::decode(seed, self.position.seq, self.chunk.bytes()) {
                 Ok(frame) => return Ok(Some(self.pass(frame))),
-                Err(stop) => stop,
-            };
-            if let Stop::Incomplete { needed } = stop
-                && self.fill(file, needed)?
-            {
-                continue;
-            }
-            self.chunk.clear();
-            match stop {
-                _ if !is_fresh => is_fresh = true,
-                Stop::Incomplete { .. } => return Ok(None),
-                Stop::Bad(_) => match self.rest(file, seed)? {
-                    Rest::Record => {}
-                    Rest::Empty | Rest::Torn => return Ok(None),
-                    Rest::Corrupt(flaw) => return Err(self.corrupt(self.position.offset, flaw)),
-                },
+                Err(_) if !is_fresh => {
+                    self.chunk.forget();
+                    is_fresh = true;
+                }
+                Err(Stop::Incomplete { needed }) => {
+                    if !self.fill(file, needed)? {
+                        self.chunk.clear();
+                        return Ok(None);
+                    }
+                }
+                Err(Stop::Bad(_)) => {
+                    self.chunk.clear();
+                    match self.rest(file, seed)? {
+                        Rest::Record => {}
+                        Rest::Empty | Rest::Torn => return Ok(None),
+                        Rest::Corrupt(flaw) => {
+                            return Err(self.corrupt(self.position.offset, flaw));
+                        }
+                    }
+                }
             }
         }
     }
@@ -359,26 +363,28 @@ impl Cursor {
         Ok(frame::classify(seed, seq, &bytes, more))
     }
 
-    /// Reads on until a frame of `needed` bytes is whole. If the file does not have that much, says no.
+    /// Reads a frame of `needed` bytes, and what more a read brings. If the file does not have that much, says no.
+    ///
+    /// A part of a record may be taken back by a writer that ran out of space, or cut off by the runner that takes over,
+    /// and another record written in its place. So what was read of a frame before does not count: a part of the old one
+    /// and the end of the new one may even have the right checksum, where the two end alike.
     fn fill(&mut self, file: &File, needed: usize) -> Result<bool, ReadError> {
-        if needed > CHUNK_MAX {
+        let offset = self.position.offset;
+        loop {
             let size = self.size(file)?;
-            if size < self.position.offset + needed as u64 {
+            if size < offset {
+                return Err(self.shrunk(size));
+            }
+            if size - offset < needed as u64 {
                 return Ok(false);
             }
-        }
-        while self.chunk.bytes().len() < needed {
-            let offset = self.position.offset + self.chunk.bytes().len() as u64;
-            let read = retry(|| file.read_at(self.chunk.room(needed), offset))
+            let read = retry(|| file.read_at(self.chunk.anew(needed), offset))
                 .map_err(|source| IoError::new("pread", &self.path, source))?;
-            if read == 0 {
-                let size = self.size(file)?;
-                let is_shorter = size < self.position.offset;
-                return if is_shorter { Err(self.shrunk(size)) } else { Ok(false) };
-            }
             self.chunk.extend(read);
+            if read >= needed {
+                return Ok(true);
+            }
         }
-        Ok(true)
     }
 
     /// Whether a byte at or beyond `offset` is other than zero.
@@ -454,24 +460,28 @@ impl Chunk {
         self.start += length;
     }
 
-    /// Where to read more to, so that `needed` bytes have room.
+    /// Forgets its bytes; where to read others to, so that `needed` of them have room.
     ///
     /// The buffer doubles while reads fill it, so that a long stream is read in few calls and a short one costs little.
     /// It is freed once the end is reached.
-    fn room(&mut self, needed: usize) -> &mut [u8] {
-        self.buffer.copy_within(self.start..self.end, 0);
+    fn anew(&mut self, needed: usize) -> &mut [u8] {
         let was_full = self.end == self.buffer.len();
-        (self.start, self.end) = (0, self.end - self.start);
+        (self.start, self.end) = (0, 0);
         let mut size = self.buffer.len().clamp(CHUNK_MIN, CHUNK_MAX);
         if was_full && !self.buffer.is_empty() {
             size = CHUNK_MAX.min(size * 2);
         }
-        self.buffer.resize(size.max(needed).max(self.end), 0);
-        &mut self.buffer[self.end..]
+        self.buffer.resize(size.max(needed), 0);
+        &mut self.buffer
     }
 
     fn extend(&mut self, length: usize) {
         self.end += length;
+    }
+
+    /// Has no bytes any more, but keeps the buffer for the next ones.
+    fn forget(&mut self) {
+        self.start = self.end;
     }
 
     fn clear(&mut self) {
@@ -499,7 +509,8 @@ mod tests {
         Bytes, TempDir, at, coordinator, entered, launch, life, root, runner, sequence, stream,
     };
     use crate::checkpoint::{OpenError, Writer};
-    use crate::proto::TaskState;
+    use crate::proto::record::Kind;
+    use crate::proto::{Leader, ProcessId, TaskState};
 
     /// A stream with these bytes, and a reader of it.
     fn reader(root: &Root, bytes: &[u8]) -> Reader {
@@ -582,6 +593,31 @@ mod tests {
             fs::write(root.stream(&runner()), &new.0.bytes[..new.0.bounds[2]]).unwrap();
 
             assert_eq!(reader.next_record().unwrap(), Some(new.1[1].clone()), "after {seen} bytes");
+        }
+    }
+
+    /// As before, and both end alike: what was seen of the old one and the end of the new one are the old one.
+    #[test]
+    fn half_a_record_that_is_replaced_by_one_with_the_same_end_is_read_anew() {
+        let [old, new] = [(4711, 0), (4712, 84)].map(|(pid, dropped_bytes)| {
+            let leader = Leader {
+                runner: Some(ProcessId { pid, start_ticks: 815_000 }),
+                cgroup: Some("/sys/fs/cgroup/dewar/tasks/t".to_owned()),
+                dropped_bytes,
+                ..Leader::default()
+            };
+            let records = sequence([launch(40), Kind::Leader(leader)]);
+            (stream(&runner(), &records), records)
+        });
+        let (begin, end) = (old.0.bounds[1], old.0.bounds[2]);
+        for seen in begin + 1..end {
+            let (_dir, root) = root();
+            let mut reader = reader(&root, &old.0.bytes[..seen]);
+            reader.next_record().unwrap().unwrap();
+
+            fs::write(root.stream(&runner()), &new.0.bytes).unwrap();
+
+            assert_eq!(reader.next_record().unwrap(), Some(new.1[1].clone()), "of {seen} bytes");
         }
     }
 

@@ -14,6 +14,7 @@
 //! - Dropping a writer does not flush. A coordinator's writer is made before the fork and dropped in the runner after
 //!   it; the coordinator's copy keeps the lock. A runner's writer must never have its descriptor duplicated: closing
 //!   the duplicate would drop the lock.
+#![allow(clippy::disallowed_methods, reason = "files of a checkpoint")]
 
 use std::fs::{self, File, Metadata};
 use std::io;

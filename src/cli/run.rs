@@ -65,16 +65,27 @@ pub(super) fn run(args: &Run) -> Result<u8, Failure> {
     let launch = launch_of(args, asked, &root, base.is_some(), unenforced)?;
     // From here on ^C is for the task.
     let signals = if args.detach { None } else { Some(catch()?) };
-    let accepted = launch::accept(&root, &id, &launch)?;
-    if accepted == Accepted::Active {
+    let console = console(args.detach, args.output);
+    let prepare = || launch::prepare_runner(&root, &id, base.as_ref(), console);
+    // Its log is kept with the task, once there is one.
+    let waiting = (console != Console::Log).then(prepare).transpose()?;
+    if launch::accept(&root, &id, &launch)? == Accepted::Active {
         refuse_if_held(&root, &id)?;
     }
-    let console = console(args.detach, args.output);
-    let started = launch::start_runner(&root, &id, base.as_ref(), console)?;
+    let started = waiting.map_or_else(prepare, Ok)?.go()?;
     match signals {
         Some(signals) => to_the_end(&root, &id, &spec, started.into(), signals, args.output),
-        None => detached(&root, &id, args.output),
+        None => {
+            wait_for_lead(&started.nudges);
+            detached(&root, &id, args.output)
+        }
     }
+}
+
+/// Waits until a runner has recorded that it leads, so that who asks next finds it; or until it is gone, which is told by
+/// whoever looks.
+fn wait_for_lead(nudges: &OwnedFd) {
+    while nix::unistd::read(nudges, &mut [0]) == Err(nix::errno::Errno::EINTR) {}
 }
 
 /// Goes on with a task to its end, or with `--detach` until a runner lives.

@@ -10,6 +10,7 @@
 //! 5. The end, with exit status or signal, verdict and usage.
 //!
 //! It holds the lock of its stream from before it was forked to its end.
+#![allow(clippy::disallowed_methods, reason = "starts runs and waits for them")]
 
 pub mod output;
 pub mod start;
@@ -28,7 +29,7 @@ use nix::sys::time::TimeVal;
 use nix::unistd::Pid;
 
 use crate::cgroup::{CgroupError, Leaf, TaskCgroup};
-use crate::checkpoint::{Instant, Writer};
+use crate::checkpoint::{Instant, WriteError, Writer};
 use crate::failpoint::{Failpoint, hit};
 use crate::proto::record::Kind;
 use crate::proto::run_transition::State;
@@ -282,13 +283,18 @@ impl<'a> Coordinator<'a> {
         let at = Instant { boot_nanos: at.boot, unix_nanos: at.wall };
         let (process, run) = (self.job.process, self.job.run);
         let transition = RunTransition { process, run, state: Some(state) };
-        // It is short, and this stream is never synced, so never poisoned: no error is left.
+        // It is short, and a stream that was given up has ended the coordinator: no error is left.
         let _ = self.job.stream.append(Kind::Run(transition), at);
     }
 
     /// Writes what is pending; false if it has to be tried again, after `stalled`.
+    ///
+    /// If the stream is given up, so is the run: what is not recorded did not happen, and the runner finds it LOST.
     fn flush(&mut self, point: Failpoint) -> bool {
-        let written = hit(point).is_ok() && self.job.stream.flush().is_ok();
+        let written = match hit(point).is_ok().then(|| self.job.stream.flush()) {
+            Some(Err(WriteError::Poisoned { .. })) => exit_now(1),
+            written => matches!(written, Some(Ok(()))),
+        };
         self.stalled = match written {
             true => None,
             false => {

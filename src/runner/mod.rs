@@ -1,8 +1,8 @@
 //! The runner: drives one task from ACTIVE to a terminal state. One thread; it sleeps in one epoll and never ticks.
 //!
-//! One [`turn`](Runner::turn) is: plan, apply, append, flush, then act. No act goes ahead of its record: while
+//! One `turn` is: plan, apply, append, flush, then act. No act goes ahead of its record: while
 //! records cannot be written (a full disk), the runner waits and does nothing else. A crash between record and
-//! act is made good by the next runner, which finds the record and acts: see [`attach`].
+//! act is made good by the next runner, which finds the record and acts: see `attach.rs`.
 //!
 //! | file | question |
 //! |---|---|
@@ -10,6 +10,7 @@
 //! | `control.rs` | what may be asked of it? |
 //! | `attach.rs` | how does it take over, and learn what coordinators recorded? |
 //! | `perform.rs` | how is each effect done? |
+#![allow(clippy::disallowed_methods, reason = "performs effects")]
 
 mod attach;
 mod control;
@@ -17,6 +18,7 @@ mod perform;
 mod sources;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
@@ -304,13 +306,15 @@ impl Runner {
         if self.stalled.is_some_and(|(until, _)| now < until) {
             return Ok(false);
         }
-        let written = hit(Failpoint::RunnerFlush)
-            .map_err(|error| error.to_string())
-            .and_then(|()| self.writer.flush().map_err(|error| error.to_string()));
-        if let Err(error) = written {
+        if let Err(error) = self.try_flush() {
+            // Trying again would not make it right: another runner reads what is on the disk.
+            if matches!(error, RunnerError::Write(WriteError::Poisoned { .. })) {
+                return Err(error);
+            }
             let pause = self.stalled.map_or(*RETRY.start(), |(_, pause)| pause);
             if self.stalled.is_none() {
-                eprintln!("dewar-runner: {}: cannot write, waiting: {error}", self.task);
+                let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
+                eprintln!("dewar-runner: {}: cannot write, waiting: {error}{cause}", self.task);
             }
             self.stalled = Some((now + pause.as_nanos() as u64, (pause * 2).min(*RETRY.end())));
             return Ok(false);
@@ -328,6 +332,11 @@ impl Runner {
             reply.send("");
         }
         Ok(true)
+    }
+
+    fn try_flush(&mut self) -> Result<(), RunnerError> {
+        hit(Failpoint::RunnerFlush).map_err(doing("write the runner's stream"))?;
+        Ok(self.writer.flush()?)
     }
 
     /// Nudges followers once for all that a turn recorded.

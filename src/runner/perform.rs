@@ -239,7 +239,13 @@ impl Runner {
         match &self.cgroup {
             Some(cgroup) => {
                 if let Some(leaf) = cgroup.open_leaf(self.name(process), run)? {
-                    leaf.signal(libc::SIGTERM)?;
+                    match leaf.signal(libc::SIGTERM) {
+                        // A process that became another user's; it is killed with its leaf when the time is up.
+                        Err(CgroupError::Sys { errno: Errno::EPERM, .. }) => {}
+                        sent => {
+                            sent?;
+                        }
+                    }
                 }
             }
             None => self.signal_first(process, libc::SIGTERM),
@@ -316,6 +322,7 @@ impl Runner {
                 continue;
             }
             hit(Failpoint::RunnerLostEmpty).map_err(doing("pass a failpoint"))?;
+            self.recheck_pause = 0;
             let verdict = Verdict { reason: reason.into(), ..Verdict::default() };
             self.end(process, Outcome::Lost, verdict)?;
         }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::os::unix::fs::chown;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -13,10 +14,13 @@ use dewar::checkpoint::{Identity, ReadError, Reader, Root};
 use dewar::proto::record::Kind;
 use dewar::proto::run_transition::State as Step;
 use dewar::proto::{Containment, Launch, Record, RunTransition};
-use dewar::state::{Event, Phase, RunState, Stamp, TaskState};
+use dewar::state::{Event, Outcome, Phase, Run, RunState, Stamp, TaskState};
 use dewar::task::file::Bindings;
 use dewar::task::{ProcessName, TaskId, TaskSpec};
 use dewar::{cgroup, identity, launch};
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// How long a test waits for what must happen.
 pub(super) const PATIENCE: Duration = Duration::from_secs(40);
@@ -38,7 +42,14 @@ impl Bench {
         Self::beneath(&if memory.is_dir() { memory } else { std::env::temp_dir() })
     }
 
-    pub(super) fn beneath(parent: &Path) -> Self {
+    /// A root at `root`, where there is none yet; all else of the bench is elsewhere.
+    pub(super) fn with_root(root: &Path) -> Self {
+        let mut bench = Self::new();
+        bench.root = Root::new(root).unwrap();
+        bench
+    }
+
+    fn beneath(parent: &Path) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("dewar-crash-{}-{count}", std::process::id());
@@ -96,8 +107,20 @@ impl Bench {
 
     /// Accepts the task file `task` under `id`.
     pub(super) fn accept(&self, id: &str, task: &serde_json::Value) -> TaskId {
+        self.accept_with(id, task, |_| {})
+    }
+
+    /// Accepts the task file `task` under `id`, with some change to what `dewar run` would accept.
+    pub(super) fn accept_with(
+        &self,
+        id: &str,
+        task: &serde_json::Value,
+        change: impl FnOnce(&mut Launch),
+    ) -> TaskId {
         let id = TaskId::new(id).unwrap();
-        let accepted = launch::accept(&self.root, &id, &self.launch(&id, task));
+        let mut launch = self.launch(&id, task);
+        change(&mut launch);
+        let accepted = launch::accept(&self.root, &id, &launch);
         assert_eq!(accepted.unwrap(), launch::Accepted::New);
         id
     }
@@ -109,11 +132,44 @@ impl Bench {
 
     /// Starts a runner with these variables in its environment, and no others.
     pub(super) fn start_with(&self, task: &TaskId, env: &[(&str, String)]) -> Runner {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dewar-runner"));
+        command.env_clear().envs(env.iter().map(|(name, value)| (name, value)));
+        self.spawn(command, task)
+    }
+
+    /// Starts a runner that may have `limit` descriptors at the most.
+    pub(super) fn start_limited(&self, task: &TaskId, limit: u32) -> Runner {
+        let mut command = Command::new("/bin/bash");
+        command.args(["-c", "ulimit -n $0; exec \"$@\""]).arg(limit.to_string());
+        command.arg(env!("CARGO_BIN_EXE_dewar-runner")).env_clear();
+        self.spawn(command, task)
+    }
+
+    /// Starts a runner as the user and group `id`, to whom root and base are given.
+    pub(super) fn start_as(&self, task: &TaskId, id: u32) -> Runner {
+        give(&self.dir, id);
+        for group in ["", "tasks", "supervisor"] {
+            let group = self.base.join(group);
+            for file in ["", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control"] {
+                chown(group.join(file), Some(id), Some(id)).unwrap();
+            }
+        }
+        // Where this program lies need not be open to everybody.
+        let program = self.dir.join("dewar-runner");
+        fs::copy(env!("CARGO_BIN_EXE_dewar-runner"), &program).unwrap();
+        let mut command = Command::new("/bin/bash");
+        let enter =
+            r#"echo $$ > "$1" && exec setpriv --reuid $2 --regid $2 --clear-groups "${@:3}""#;
+        command.args(["-c", enter, "bash"]).arg(self.base.join("supervisor/cgroup.procs"));
+        command.arg(id.to_string()).arg(program);
+        self.spawn(command, task)
+    }
+
+    /// Starts `command`, a runner but for its arguments.
+    fn spawn(&self, mut command: Command, task: &TaskId) -> Runner {
         let log = File::options().append(true).create(true).open(self.log(task)).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_dewar-runner"))
+        let child = command
             .args([self.root.path().as_os_str(), task.as_str().as_ref(), self.base.as_os_str()])
-            .env_clear()
-            .envs(env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -123,7 +179,7 @@ impl Bench {
         Runner { child }
     }
 
-    /// Starts a runner as `dewar resume` does, until one has brought the task to its end.
+    /// Starts a runner as `dewar resume` does, which brings the task to its end.
     pub(super) fn resume(&self, task: &TaskId) {
         let status = self.start(task).wait();
         assert!(status.success(), "{}", self.describe(task, &format!("runner ended {status}")));
@@ -168,7 +224,8 @@ impl Bench {
             if is(&history) {
                 return history;
             }
-            assert!(Instant::now() < deadline, "{}", self.describe(task, what));
+            let is_over = history.phase().is_some_and(Phase::is_terminal);
+            assert!(!is_over && Instant::now() < deadline, "{}", self.describe(task, what));
             std::thread::sleep(LOOK);
         }
     }
@@ -189,8 +246,17 @@ impl Bench {
         text.lines().map(str::to_owned).collect()
     }
 
+    /// Makes the file `name` in the sandbox of a task: its runs wait for one.
+    pub(super) fn touch(&self, task: &TaskId, name: &str) {
+        fs::write(self.sandbox(task).join(name), "").unwrap();
+    }
+
     /// Records of the coordinators of a process.
-    fn coordinator_steps(&self, task: &TaskId, process: &ProcessName) -> Vec<RunTransition> {
+    pub(super) fn coordinator_steps(
+        &self,
+        task: &TaskId,
+        process: &ProcessName,
+    ) -> Vec<RunTransition> {
         let identity = Identity::coordinator(task.clone(), process.clone());
         let mut reader = match Reader::open(&self.root, &identity) {
             Ok(reader) => reader,
@@ -238,6 +304,8 @@ impl Bench {
         for mark in self.marks(task) {
             *marks.entry(mark).or_default() += 1;
         }
+        // Without leaves all marks are the same.
+        let is_contained = history.is_contained();
         for (index, process) in history.state.processes().iter().enumerate() {
             let name = history.name(index);
             let mut steps: BTreeMap<(u32, &str), u32> = BTreeMap::new();
@@ -253,11 +321,13 @@ impl Bench {
             if let Some((twice, _)) = steps.iter().find(|&(_, &count)| count > 1) {
                 fail(format!("{name}: {twice:?} is recorded twice"));
             }
-            for (run, of) in process.runs.iter().enumerate() {
+            for (run, of) in process.runs.iter().enumerate().filter(|_| is_contained) {
                 let count = marks.remove(&format!("{name}.{run}")).unwrap_or(0);
                 // A run that was killed may have been so before its first command.
-                let expected = match of.state {
-                    RunState::Success | RunState::Failed => count == 1,
+                let outcome = of.end.as_ref().map(|end| end.outcome);
+                let expected = match outcome {
+                    Some(Outcome::Exited(_)) => count == 1,
+                    Some(Outcome::NotStarted | Outcome::Dropped) => count == 0,
                     _ => count <= 1,
                 };
                 if !expected {
@@ -265,7 +335,7 @@ impl Bench {
                 }
             }
         }
-        if !marks.is_empty() {
+        if is_contained && !marks.is_empty() {
             fail(format!("{marks:?} began and are not recorded"));
         }
     }
@@ -311,6 +381,18 @@ impl Drop for Bench {
     }
 }
 
+/// Gives a directory, with all that is in it, to a user.
+fn give(path: &Path, id: u32) {
+    chown(path, Some(id), Some(id)).unwrap();
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        if entry.file_type().unwrap().is_dir() {
+            give(&entry.path(), id);
+        } else {
+            chown(entry.path(), Some(id), Some(id)).unwrap();
+        }
+    }
+}
+
 fn remove_cgroups(dir: &Path) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -353,6 +435,16 @@ impl History {
         processes
             .map(|process| process.runs.iter().map(|run| letter(run.state)).collect())
             .collect()
+    }
+
+    /// A run of a process.
+    pub(super) fn run(&self, process: usize, run: usize) -> &Run {
+        &self.state.processes()[process].runs[run]
+    }
+
+    /// Whether its runs have leaves.
+    pub(super) fn is_contained(&self) -> bool {
+        self.state.leader().is_some_and(|leader| leader.cgroup.is_some())
     }
 
     pub(super) fn has_kill(&self) -> bool {
@@ -408,7 +500,8 @@ impl Runner {
     /// Kills it, and returns when it is gone.
     pub(super) fn kill(mut self) {
         self.child.kill().unwrap();
-        assert_eq!(self.child.wait().unwrap().signal(), Some(libc::SIGKILL));
+        let status = self.child.wait().unwrap();
+        assert_eq!(status.signal(), Some(libc::SIGKILL), "it had ended before: {status}");
     }
 }
 
@@ -426,4 +519,23 @@ pub(super) fn wait_for(what: &str, mut is: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "{what}");
         std::thread::sleep(LOOK);
     }
+}
+
+/// Whether the process `pid` lives: a zombie does not.
+pub(super) fn is_alive(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+}
+
+/// Sends SIGKILL to a process, which may have ended.
+pub(super) fn kill_9(pid: i32) {
+    match kill(Pid::from_raw(pid), Signal::SIGKILL) {
+        Ok(()) | Err(Errno::ESRCH) => {}
+        Err(errno) => panic!("kill {pid}: {errno}"),
+    }
+}
+
+/// Now, CLOCK_BOOTTIME in nanoseconds.
+pub(super) fn boot_nanos() -> u64 {
+    dewar::sys::clock::boot_nanos()
 }

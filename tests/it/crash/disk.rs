@@ -1,1 +1,192 @@
-//! Later.
+//! S32, attack 34: a disk that fills up while a task runs. What runs goes on, what would begin waits, and nothing is told
+//! that is not recorded.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use dewar::control;
+use dewar::launch;
+use dewar::state::Phase;
+use dewar::task::TaskId;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use serde_json::{Value, json};
+
+use super::bench::{Bench, wait_for};
+use super::tasks::{MARK, deaf};
+
+/// A file system of 1 MiB in memory.
+struct Disk {
+    path: PathBuf,
+}
+
+impl Disk {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("dewar-disk-{}-{name}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        let options = Some("size=1m,mode=755");
+        mount(Some("tmpfs"), &path, Some("tmpfs"), MsFlags::empty(), options).unwrap();
+        Self { path }
+    }
+
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn filler(&self) -> PathBuf {
+        self.path.join("filler")
+    }
+
+    /// Fills it to the last block.
+    fn fill(&self) {
+        let mut file = File::create(self.filler()).unwrap();
+        for block in [4096, 1] {
+            while file.write_all(&vec![0; block]).is_ok() {}
+        }
+    }
+
+    fn make_space(&self) {
+        fs::remove_file(self.filler()).unwrap();
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = umount2(&self.path, MntFlags::MNT_DETACH);
+        let _ = fs::remove_dir(&self.path);
+    }
+}
+
+/// A chain of processes, the first of which waits for `go`.
+fn chain() -> Value {
+    let process = |name: &str, does: &str| json!({"name": name, "cmdline": format!("{MARK}{does}"), "min_duration": 0.05});
+    json!({
+        "name": "chain",
+        "processes": [
+            process("a", "until [ -e go ]; do sleep 0.02; done; exit 0"),
+            process("b", "exit 0"),
+            process("c", "exit 0"),
+        ],
+        "constraints": [{"order": ["a", "b", "c"]}],
+    })
+}
+
+#[test]
+fn s32_a_full_disk_loses_nothing_and_begins_nothing() {
+    let disk = Disk::new("chain");
+    let bench = Bench::with_root(&disk.path().join("root"));
+    let task = bench.accept("t", &chain());
+    let trace = bench.dir().join("trace");
+    let env = [("DEWAR_FAILPOINT_TRACE", trace.display().to_string())];
+    let mut runner = bench.start_with(&task, &env);
+    bench.wait_running(&task, 0, 0);
+
+    disk.fill();
+    bench.touch(&task, "go");
+    // Longer than a start that fails for another reason is tried.
+    let tries = || fs::read_to_string(&trace).unwrap().matches("launch::stream\n").count();
+    wait_for("a start is not tried again", || tries() >= 12);
+    let full = bench.history(&task);
+    assert_eq!(
+        (full.phase(), full.states()),
+        (Some(Phase::Active), vec!["S".into(), "w".into(), "".into()])
+    );
+    refuse_a_launch(&bench);
+    disk.make_space();
+    assert!(runner.wait().success());
+
+    bench.assert_over(&task);
+    let history = bench.history(&task);
+    assert_eq!((history.phase(), history.states()), (Some(Phase::Success), vec!["S".into(); 3]));
+    let log = bench.log_text(&task);
+    assert_eq!(log.matches("no space to start a run, waiting").count(), 1, "{log}");
+}
+
+/// Attack 34: refused before any process exists, and as if it had never been asked for.
+fn refuse_a_launch(bench: &Bench) {
+    let id = TaskId::new("refused").unwrap();
+
+    let error = launch::accept(bench.root(), &id, &bench.launch(&id, &chain())).unwrap_err();
+
+    assert!(chain_of(&error).contains("No space left on device"), "{error:?}");
+    assert!(bench.processes_of(&id).is_empty() && !bench.root().runner(&id).exists());
+    assert_eq!(bench.root().list(dewar::checkpoint::paths::Place::Active).unwrap().len(), 1);
+}
+
+fn chain_of(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+/// What runs can be ended: the records of that have their space since before it began.
+#[test]
+fn s32_a_task_can_be_killed_while_the_disk_is_full() {
+    let disk = Disk::new("kill");
+    let bench = Bench::with_root(&disk.path().join("root"));
+    // Their ends take more than what is left of a block by chance.
+    let processes: Vec<Value> = (0..30).map(|number| deaf(&format!("p{number}"))).collect();
+    let task = bench.accept("t", &json!({"name": "t", "processes": processes}));
+    let mut runner = bench.start(&task);
+    (0..30).for_each(|index| {
+        bench.wait_running(&task, index, 0);
+    });
+
+    disk.fill();
+    control::kill(bench.root(), &task, Duration::from_millis(300), false).unwrap();
+    assert!(runner.wait().success());
+
+    bench.assert_over(&task);
+    let history = bench.history(&task);
+    assert_eq!((history.phase(), history.states()), (Some(Phase::Killed), vec!["K".into(); 30]));
+}
+
+/// A runner that dies while the disk is full leaves a task that the next one goes on with.
+#[test]
+fn s32_a_runner_may_die_while_the_disk_is_full() {
+    let disk = Disk::new("runner");
+    let bench = Bench::with_root(&disk.path().join("root"));
+    let task = bench.accept("t", &chain());
+    let runner = bench.start(&task);
+    bench.wait_running(&task, 0, 0);
+
+    disk.fill();
+    runner.kill();
+    bench.touch(&task, "go");
+    wait_for("the coordinator goes on alone", || bench.processes_of(&task).is_empty());
+    let mut second = bench.start(&task);
+    wait_for("it does not wait for space", || bench.log_text(&task).contains("waiting"));
+    disk.make_space();
+    assert!(second.wait().success());
+
+    bench.assert_over(&task);
+    assert_eq!(bench.history(&task).states(), ["S", "S", "S"]);
+}
+
+/// A file system that reserves nothing: the coordinator holds the end of its run until it can be written.
+#[test]
+fn an_end_that_cannot_be_written_is_kept() {
+    let bench = Bench::new();
+    let task = bench.accept("t", &chain());
+    let (token, trace) = (bench.dir().join("full"), bench.dir().join("trace"));
+    let runner = bench.start_with(
+        &task,
+        &[
+            ("DEWAR_FAILPOINT", format!("coordinator::flush-ended=ENOSPC*@{}", token.display())),
+            ("DEWAR_FAILPOINT_TRACE", trace.display().to_string()),
+        ],
+    );
+    bench.wait_running(&task, 0, 0);
+    let tries =
+        || fs::read_to_string(&trace).unwrap().matches("coordinator::flush-ended\n").count();
+
+    fs::write(&token, "").unwrap();
+    bench.touch(&task, "go");
+    wait_for("the end is not tried again", || tries() >= 3);
+    assert_eq!(bench.history(&task).states(), ["r", "", ""]);
+    runner.kill();
+    fs::remove_file(&token).unwrap();
+    bench.resume(&task);
+
+    assert_eq!(bench.history(&task).states(), ["S", "S", "S"]);
+}

@@ -1,0 +1,25 @@
+# `just` lists these. CI runs `tests/run`, which is `just test`.
+
+_default:
+    @just --list
+
+# Install what the tests need, check format and lints, pass all tests.
+test *FILTER:
+    tests/run {{FILTER}}
+
+# Format and lints only.
+check:
+    cargo fmt --check
+    cargo clippy --all-targets -- -D warnings
+
+# Both programs, as they are shipped: target/release/dewar and target/release/dewar-runner.
+build:
+    cargo build --release --locked
+
+# Time and size against floors measured in the same run.
+bench: build
+    cargo bench --bench run
+
+# Fuzz one decoder: frame, record, task_file or template. Needs cargo-fuzz and a nightly toolchain.
+fuzz TARGET SECONDS="600":
+    cargo +nightly fuzz run --fuzz-dir tests/fuzz {{TARGET}} -- -max_total_time={{SECONDS}}
