@@ -34,8 +34,10 @@
 //! Beneath it all:
 //!
 //! - [`sys`]: system calls, and the only unsafe code
+//! - [`causes`]: an error with its causes, on one line
 //! - [`failpoint`]: named points between two effects, at which tests stop or fail us
 
+pub mod causes;
 pub mod cgroup;
 pub mod checkpoint;
 pub mod cli;

@@ -4,6 +4,7 @@
 //! wrong with a stream into a view that says so.
 #![allow(clippy::disallowed_methods, reason = "reads streams")]
 
+use crate::causes::chain;
 use crate::checkpoint::paths::Place;
 use crate::checkpoint::{Identity, IoError, ReadError, Reader, Root, Tail, lock};
 use crate::proto::record::Kind;
@@ -248,18 +249,6 @@ fn damaged(id: &TaskId, read: Option<&Replay>, error: ObserveError) -> Result<Si
     let accepted = read.map_or(0, |replay| replay.launch().accepted_unix_nanos);
     let view = corrupt_view(id.as_str(), read, chain(&error));
     Ok(Sight { view, accepted })
-}
-
-/// The whole of what `error` says, its causes included.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]
