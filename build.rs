@@ -1,4 +1,5 @@
 //! Turns `proto/` into Rust: messages by prost, their proto3 JSON by pbjson. No `protoc` is needed.
+#![allow(clippy::disallowed_methods, reason = "generates code")]
 
 use std::path::PathBuf;
 use std::{env, fs, io};

@@ -8,6 +8,7 @@
 //!   bytes: each pass takes one byte, and the one that finds none removes the file and acts. `ACTION*` acts at every
 //!   pass for as long as TOKEN is there.
 //! - `DEWAR_FAILPOINT_TRACE=FILE` appends the name of every point that is passed to FILE.
+#![allow(clippy::disallowed_methods, reason = "armed by the environment of a test")]
 
 use std::io;
 

@@ -1,4 +1,5 @@
 //! From a task that was accepted to a runner that drives it: for the command line and the daemon.
+#![allow(clippy::disallowed_methods, reason = "writes the acceptance, starts runners")]
 
 use std::collections::BTreeSet;
 use std::ffi::CString;

@@ -1,5 +1,43 @@
 //! dewar runs tasks, each a DAG of processes, in cgroup v2, and never loses track of one.
+//!
+//! Two programs stand on this library: `dewar`, for people, is [`cli`]; `dewar-runner`, one for each active task, is [`runner`],
+//! which forks a [`coordinator`] for each run. docs/architecture.md says how they meet, and what happens when one dies.
+//!
+//! # The map, in the order in which to read it
+//!
+//! What is so, without clock or I/O:
+//!
+//! - [`proto`]: the messages that all others speak of, generated from `proto/dewar/v1`
+//! - [`task`]: what was asked: from the bytes of a task file to a `TaskSpec`, which is always valid
+//! - [`state`]: what has happened to a task, and what comes next: `apply` and `plan`, the heart of it
+//!
+//! What outlives us:
+//!
+//! - [`checkpoint`]: the streams of records on disk, their locks, and what is synced when
+//! - [`cgroup`]: where runs live, how they are killed, how it is known that all of them are gone
+//!
+//! From a task to a process:
+//!
+//! - [`launch`]: accepts a task durably, and starts a runner for it
+//! - [`runner`]: drives one task to its end: `turn` is the loop, `perform` forks coordinators, `attach` takes over
+//! - [`coordinator`]: starts one run, waits for it, records its end; `start` has every step from clone to `execve`
+//! - [`identity`]: who a run is, resolved once
+//! - [`sandbox`]: where it runs and logs, opened so that it cannot lead us elsewhere
+//!
+//! Looking at it, and asking:
+//!
+//! - [`view`]: what is told about a task, made from its records alone
+//! - [`observe`]: reads and follows the streams for that
+//! - [`control`]: asks a live runner for the end of its task, or to be nudged
+//! - [`cli`]: the commands
+//!
+//! Beneath it all:
+//!
+//! - [`sys`]: system calls, and the only unsafe code
+//! - [`causes`]: an error with its causes, on one line
+//! - [`failpoint`]: named points between two effects, at which tests stop or fail us
 
+pub mod causes;
 pub mod cgroup;
 pub mod checkpoint;
 pub mod cli;

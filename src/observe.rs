@@ -2,10 +2,14 @@
 //!
 //! Takes no lock, asks no runner, and changes nothing. One damaged task hides no other: [`look`] turns whatever is
 //! wrong with a stream into a view that says so.
+#![allow(clippy::disallowed_methods, reason = "reads streams")]
 
+use crate::causes::chain;
 use crate::checkpoint::paths::Place;
 use crate::checkpoint::{Identity, IoError, ReadError, Reader, Root, Tail, lock};
-use crate::proto::{self, TaskView};
+use crate::proto::record::Kind;
+use crate::proto::run_transition::State as Step;
+use crate::proto::{self, Record, TaskState, TaskView};
 use crate::task::TaskId;
 use crate::view::{Applied, Replay, ReplayError, corrupt_view};
 
@@ -45,6 +49,21 @@ impl ObserveError {
     }
 }
 
+/// Records that are held at most while they are synced.
+const BATCH: usize = 4096;
+
+/// Whether somebody who is told of `record` must be able to rely on it.
+fn tells_of_an_end(record: &Record) -> bool {
+    match &record.kind {
+        Some(Kind::Task(task)) => {
+            !matches!(task.state(), TaskState::Active | TaskState::Cleaning | TaskState::Finalizing)
+        }
+        Some(Kind::Run(run)) => matches!(run.state, Some(Step::Ended(_))),
+        Some(Kind::Kill(_)) => true,
+        _ => false,
+    }
+}
+
 /// A task whose stream is read as it grows.
 #[derive(Debug)]
 pub struct Observed {
@@ -74,16 +93,50 @@ impl Observed {
         loop {
             let offset = self.reader.position().offset();
             let Some(record) = self.reader.next_record()? else { return Ok(()) };
-            let taken = match &mut self.replay {
-                Some(replay) => replay.apply(record).map(|applied| each(replay, &applied)),
-                none => Replay::new(record).map(|replay| *none = Some(replay)),
-            };
-            taken.map_err(|error| ObserveError::Replay {
-                path: self.path.clone(),
-                offset,
-                error,
-            })?;
+            self.take(offset, record, &mut each)?;
         }
+    }
+
+    /// As [`Observed::advance`], for whoever tells what happened: an end, and a request for one, is on disk before `each` gets
+    /// it. One sync serves all that is there.
+    ///
+    /// # Errors
+    ///
+    /// [`ObserveError`]; the records before were taken in.
+    pub fn advance_durably(
+        &mut self,
+        mut each: impl FnMut(&Replay, &Applied),
+    ) -> Result<(), ObserveError> {
+        loop {
+            let mut batch = Vec::new();
+            while batch.len() < BATCH {
+                let offset = self.reader.position().offset();
+                let Some(record) = self.reader.next_record()? else { break };
+                batch.push((offset, record));
+            }
+            if batch.is_empty() {
+                return Ok(());
+            }
+            if batch.iter().any(|(_, record)| tells_of_an_end(record)) {
+                self.reader.sync()?;
+            }
+            for (offset, record) in batch {
+                self.take(offset, record, &mut each)?;
+            }
+        }
+    }
+
+    fn take(
+        &mut self,
+        offset: u64,
+        record: Record,
+        each: &mut impl FnMut(&Replay, &Applied),
+    ) -> Result<(), ObserveError> {
+        let taken = match &mut self.replay {
+            Some(replay) => replay.apply(record).map(|applied| each(replay, &applied)),
+            none => Replay::new(record).map(|replay| *none = Some(replay)),
+        };
+        taken.map_err(|error| ObserveError::Replay { path: self.path.clone(), offset, error })
     }
 
     /// The task as far as it was read; `None` before its first record.
@@ -96,7 +149,7 @@ impl Observed {
     /// # Errors
     ///
     /// [`IoError`]: what was read is then not to be told.
-    pub fn sync(&mut self) -> Result<(), IoError> {
+    pub fn sync(&self) -> Result<(), IoError> {
         self.reader.sync()
     }
 
@@ -196,18 +249,6 @@ fn damaged(id: &TaskId, read: Option<&Replay>, error: ObserveError) -> Result<Si
     let accepted = read.map_or(0, |replay| replay.launch().accepted_unix_nanos);
     let view = corrupt_view(id.as_str(), read, chain(&error));
     Ok(Sight { view, accepted })
-}
-
-/// The whole of what `error` says, its causes included.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
 //! What tests share: a process of their own, a directory of their own, a user of their own.
+#![allow(clippy::disallowed_methods, reason = "tests on the real kernel")]
 
 use std::any::type_name;
 use std::env;

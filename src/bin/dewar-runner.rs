@@ -5,11 +5,11 @@
 //!
 //! Exit status: 0 the task is over; 2 bad use; 5 another runner holds the task, or it cannot be run here; 70 a defect.
 
-use std::error::Error;
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 
+use dewar::causes::chain;
 use dewar::failpoint::Failpoint;
 use dewar::runner::{Options, Runner, RunnerError};
 use dewar::sys::fds::inherited;
@@ -60,9 +60,4 @@ fn usage(why: &str) -> ExitCode {
 
 fn status(error: &RunnerError) -> u8 {
     if error.is_elsewhere() { 5 } else { 70 }
-}
-
-fn chain(error: &dyn Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause: &&dyn Error| (*cause).source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

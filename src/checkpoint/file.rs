@@ -1,4 +1,5 @@
 //! Files of the root: how they are opened and synced.
+#![allow(clippy::disallowed_methods, reason = "files of a checkpoint")]
 
 use std::fs::{self, File, OpenOptions};
 use std::io;

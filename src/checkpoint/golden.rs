@@ -1,6 +1,7 @@
 //! The streams under `tests/data/checkpoints`: what was written once is read for ever.
 //!
 //! They are added to, never edited. A sound stream has its records beside it, a line of JSON each.
+#![allow(clippy::disallowed_methods, reason = "tests on real files")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,12 +1,13 @@
 //! A stream for a view: its records, or why it is quarantined, so that one damaged task hides no other.
+#![allow(clippy::disallowed_methods, reason = "files of a checkpoint")]
 
-use std::error::Error;
 use std::fmt;
 use std::path::PathBuf;
 
 use super::identity::Identity;
 use super::paths::Root;
 use super::reader::{ReadError, Reader, Tail};
+use crate::causes::chain;
 use crate::proto::Record;
 
 /// Whether a stream can be used.
@@ -74,18 +75,6 @@ fn replay(root: &Root, identity: &Identity, each: impl FnMut(Record)) -> Result<
         Tail::Clean | Tail::Unread => 0,
     };
     Ok(Health::Sound { records: reader.position().seq(), torn_bytes })
-}
-
-/// The whole of what `error` says, its causes included.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

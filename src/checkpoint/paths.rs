@@ -8,13 +8,14 @@
 //! <root>/checkpoints/<task>/control
 //! <root>/sandboxes/<task>                    0711  reachable by the task's user, not listed
 //! ```
+#![allow(clippy::disallowed_methods, reason = "files of a checkpoint")]
 
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use super::file::{IoError, open_dir, sync_dir, sync_entry};
+use super::file::{IoError, open_dir, sync_entry};
 use super::identity::{Identity, Stream};
 use crate::task::{ProcessName, TaskId};
 
@@ -239,12 +240,6 @@ fn check(path: &Path) -> Result<(), RootError> {
         return Ok(());
     }
     Err(RootError::Unsafe { path: path.to_owned(), uid, mode })
-}
-
-/// Makes the entries of both directories of tasks durable.
-pub(super) fn sync_tasks(root: &Root) -> Result<(), IoError> {
-    sync_dir(&root.tasks(Place::Finished))?;
-    sync_dir(&root.tasks(Place::Active))
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 //!
 //! What is read may not be on disk yet. Before telling anybody of a terminal state or an accepted kill,
 //! [`Reader::sync`]: whoever tells, syncs.
+#![allow(clippy::disallowed_methods, reason = "files of a checkpoint")]
 
 use std::fs::File;
 use std::io;
@@ -115,8 +116,6 @@ pub enum Tail {
 pub struct Reader {
     file: File,
     cursor: Cursor,
-    /// The entry in the directory may not be durable.
-    unlisted: bool,
 }
 
 impl Reader {
@@ -145,7 +144,7 @@ impl Reader {
         };
         let mut cursor = Cursor::new(path, expected);
         cursor.begin(&file)?;
-        Ok(Self { file, cursor, unlisted: true })
+        Ok(Self { file, cursor })
     }
 
     /// Which stream it is; `None` until its header is whole.
@@ -204,17 +203,14 @@ impl Reader {
 
     /// Makes durable what was read; for fdatasync(2) a descriptor that only reads is as good as any.
     ///
+    /// The stream's entry in its directory was made durable when the task was accepted.
+    ///
     /// # Errors
     ///
     /// [`IoError`]; what was read must then not be told as durable, and asking again proves nothing.
-    pub fn sync(&mut self) -> Result<(), IoError> {
+    pub fn sync(&self) -> Result<(), IoError> {
         let path = &self.cursor.path;
-        self.file.sync_data().map_err(|source| IoError::new("fdatasync", path, source))?;
-        if self.unlisted {
-            file::sync_entry(path)?;
-            self.unlisted = false;
-        }
-        Ok(())
+        self.file.sync_data().map_err(|source| IoError::new("fdatasync", path, source))
     }
 }
 
@@ -813,11 +809,9 @@ mod tests {
     #[test]
     fn what_was_read_can_be_made_durable_by_its_reader() {
         let (_dir, root) = root();
-        let mut reader = reader(&root, &stream(&runner(), &life()).bytes);
+        let reader = reader(&root, &stream(&runner(), &life()).bytes);
 
         reader.sync().unwrap();
-
-        assert!(!reader.unlisted);
     }
 
     /// fcntl(2): closing it again would drop the lock of the writer, which is leadership.

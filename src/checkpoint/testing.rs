@@ -1,4 +1,5 @@
 //! What the tests of this module share.
+#![allow(clippy::disallowed_methods, reason = "tests on real files")]
 
 use std::fs;
 use std::io::{BufRead, BufReader};

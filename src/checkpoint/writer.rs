@@ -14,6 +14,7 @@
 //! - Dropping a writer does not flush. A coordinator's writer is made before the fork and dropped in the runner after
 //!   it; the coordinator's copy keeps the lock. A runner's writer must never have its descriptor duplicated: closing
 //!   the duplicate would drop the lock.
+#![allow(clippy::disallowed_methods, reason = "files of a checkpoint")]
 
 use std::fs::{self, File, Metadata};
 use std::io;
@@ -204,7 +205,7 @@ impl Writer {
             end: 0,
             pending: Pending::default(),
             reserved: 0,
-            // What somebody wrote before us, and the entry that he made, may not be durable.
+            // What somebody wrote before us may not be durable, nor the entry of a stream that is made now.
             state: State { dirty: true, unlisted: true, ..State::default() },
         }
     }
@@ -463,7 +464,10 @@ impl Recovery {
             Err(refusal) => return Err(refuse(path, refusal).into()),
         };
         let locked = Locked::take(file, &path, &identity.stream)?;
-        forget_cached(locked.file(), &path)?;
+        // Streams of coordinators are never synced, so no sync of theirs can have failed.
+        if matches!(identity.stream, super::identity::Stream::Runner) {
+            forget_cached(locked.file(), &path)?;
+        }
         let mut cursor = Cursor::new(path, Some(identity.clone()));
         cursor.begin(locked.file())?;
         Ok(Self { locked, identity, cursor })
@@ -509,6 +513,8 @@ impl Recovery {
             Some(header) => {
                 let Position { offset, seq } = self.cursor.position();
                 (writer.seed, writer.end, writer.seq) = (header.seed, offset, seq);
+                // Whoever accepted the task made the entry of its stream durable; no other stream is ever synced.
+                writer.state.unlisted = false;
                 writer.trim()?;
             }
             None => {
@@ -907,9 +913,9 @@ mod tests {
 
         let mut writer = recover(&root).unwrap().1.writer;
 
-        assert!(writer.state.dirty && writer.state.unlisted);
+        assert!(writer.state.dirty && !writer.state.unlisted);
         writer.sync().unwrap();
-        assert!(!writer.state.dirty && !writer.state.unlisted);
+        assert!(!writer.state.dirty);
     }
 
     /// Runs `test` in a file system of 64 KiB, which only its thread sees and which goes with it. Says whether it

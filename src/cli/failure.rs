@@ -6,9 +6,10 @@ use std::io;
 use std::process::ExitCode;
 
 use super::term::escape;
+use crate::causes::chain;
 use crate::checkpoint::IoError;
 use crate::checkpoint::paths::RootError;
-use crate::observe::{ObserveError, chain};
+use crate::observe::ObserveError;
 
 /// Exit status of a task that was followed to its end, and of commands (docs: `dewar --help`).
 pub(super) mod status {

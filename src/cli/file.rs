@@ -42,7 +42,7 @@ pub(super) fn task_file(path: &Path, bindings: &Bindings) -> Result<Asked, Failu
         read.map_err(|error| Failure::Usage(format!("{STDIN}: {error}")))?;
         return task(&source, STDIN, bindings);
     }
-    let source = file::read(path).map_err(|error| Failure::Usage(crate::observe::chain(&error)))?;
+    let source = file::read(path).map_err(|error| Failure::Usage(crate::causes::chain(&error)))?;
     task(&source, &path.display().to_string(), bindings)
 }
 

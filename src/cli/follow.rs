@@ -7,7 +7,7 @@
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -22,6 +22,9 @@ use crate::state::Phase;
 use crate::sys::clock;
 use crate::task::TaskId;
 use crate::view::Replay;
+
+/// Time that a runner gets to leave once its task has ended.
+const LEAVE: Duration = Duration::from_secs(2);
 
 /// How following a task ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,7 +83,9 @@ pub(super) fn follow<W: Write>(
         take_in(observed, printer)?;
         let replay = observed.replay();
         if let Some(phase) = replay.and_then(ended) {
-            return end(observed, printer, phase);
+            end(observed, printer);
+            wait_for_runner(watch);
+            return Ok(Outcome::Ended(phase));
         }
         if gone {
             printed(printer.clear().map_err(Failure::from));
@@ -105,7 +110,7 @@ pub(super) fn follow<W: Write>(
 
 /// Reads on, and prints what there is to print. A task is followed whether or not it can be printed.
 fn take_in<W: Write>(observed: &mut Observed, printer: &mut Printer<W>) -> Result<(), Failure> {
-    observed.advance(|replay, applied| printed(printer.event(replay, applied)))?;
+    observed.advance_durably(|replay, applied| printed(printer.event(replay, applied)))?;
     if let Some(replay) = observed.replay() {
         let task = if printer.is_live() { cgroup(replay) } else { None };
         let cpu = |process, run| live_cpu(task.as_ref()?, replay, process, run);
@@ -118,17 +123,27 @@ fn ended(replay: &Replay) -> Option<Phase> {
     replay.state().phase().filter(|phase| phase.is_terminal())
 }
 
-/// The end is told once it is on disk.
-fn end<W: Write>(
-    observed: &mut Observed,
-    printer: &mut Printer<W>,
-    phase: Phase,
-) -> Result<Outcome, Failure> {
-    observed.sync()?;
+fn end<W: Write>(observed: &Observed, printer: &mut Printer<W>) {
     if let Some(replay) = observed.replay() {
         printed(printer.finish(&replay.view(None)));
     }
-    Ok(Outcome::Ended(phase))
+}
+
+/// Waits until the runner has filed the task away and is gone, so that nothing of it is left when we end. One that cannot do
+/// so is not waited for any longer: what it has to do whoever next leads the task does.
+fn wait_for_runner(watch: &Watch) {
+    let deadline = Instant::now() + LEAVE;
+    let mut fds = [PollFd::new(watch.nudges.as_fd(), PollFlags::POLLIN)];
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let ready = poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO));
+        match ready {
+            Ok(0) => return,
+            Err(Errno::EINTR) => {}
+            _ if matches!(nudges_end(&watch.nudges), Ok(false)) => {}
+            _ => return,
+        }
+    }
 }
 
 fn interrupted<W: Write>(

@@ -86,7 +86,7 @@ fn each_record(
     match tail {
         Ok(tail) => Ok(End::Tail(tail)),
         Err(error @ (ReadError::Corrupt { .. } | ReadError::Shrunk { .. })) => {
-            Ok(End::Corrupt(crate::observe::chain(&error)))
+            Ok(End::Corrupt(crate::causes::chain(&error)))
         }
         Err(error) => Err(failed(error)),
     }

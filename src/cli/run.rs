@@ -75,8 +75,17 @@ pub(super) fn run(args: &Run) -> Result<u8, Failure> {
     let started = waiting.map_or_else(prepare, Ok)?.go()?;
     match signals {
         Some(signals) => to_the_end(&root, &id, &spec, started.into(), signals, args.output),
-        None => detached(&root, &id, args.output),
+        None => {
+            wait_for_lead(&started.nudges);
+            detached(&root, &id, args.output)
+        }
     }
+}
+
+/// Waits until a runner has recorded that it leads, so that who asks next finds it; or until it is gone, which is told by
+/// whoever looks.
+fn wait_for_lead(nudges: &OwnedFd) {
+    while nix::unistd::read(nudges, &mut [0]) == Err(nix::errno::Errno::EINTR) {}
 }
 
 /// Goes on with a task to its end, or with `--detach` until a runner lives.

@@ -10,6 +10,7 @@
 //! 5. The end, with exit status or signal, verdict and usage.
 //!
 //! It holds the lock of its stream from before it was forked to its end.
+#![allow(clippy::disallowed_methods, reason = "starts runs and waits for them")]
 
 pub mod output;
 pub mod start;

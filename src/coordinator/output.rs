@@ -165,15 +165,6 @@ impl Pump {
             channel.drain(&mut self.dir, &mut self.buffer);
         }
     }
-
-    /// Bytes that did not get into the log of `stream`.
-    pub fn lost(&self, stream: Stream) -> u64 {
-        self.channels
-            .iter()
-            .filter(|channel| channel.file.stream == stream)
-            .map(|channel| channel.file.gap.total)
-            .sum()
-    }
 }
 
 /// A pipe and where it leads.
@@ -249,14 +240,11 @@ impl Channel {
 struct Gap {
     bytes: u64,
     cause: Option<Errno>,
-    /// All that were ever lost.
-    total: u64,
 }
 
 impl Gap {
     fn add(&mut self, bytes: usize, cause: Errno) {
         self.bytes += bytes as u64;
-        self.total += bytes as u64;
         if bytes > 0 {
             self.cause = Some(cause);
         }
@@ -810,7 +798,8 @@ mod tests {
 
             stage.run("head -c 50M /dev/zero; head -c 10M /dev/zero >&2", rotated(1 << 20, 1));
 
-            assert!(peak() - before < 512, "{} kB", peak() - before);
+            // The kernel counts pages per CPU and adds them up now and then.
+            assert!(peak() - before < 2048, "{} kB", peak() - before);
             assert_eq!(stage.logs().len(), 2);
         });
     }
@@ -833,7 +822,7 @@ mod tests {
 
             let told = "[dewar: 8 bytes of stdout are missing here: EFBIG]";
             assert_eq!(stage.log("stdout"), format!("one\ntw\n{told}\nfour\n"));
-            assert_eq!((sink.gap.total, sink.gap.bytes), (8, 0));
+            assert_eq!(sink.gap.bytes, 0);
         });
     }
 
@@ -849,6 +838,18 @@ mod tests {
         sink.put(&mut dir, b"six\n");
 
         assert_eq!(stage.logs(), ["six\n", ""]);
+    }
+
+    #[test]
+    fn a_log_that_the_task_removes_is_made_again_without_rotation_too() {
+        let stage = Stage::new();
+        let (mut sink, mut dir) = stage.sink(None);
+
+        fs::remove_file(stage.path("stdout")).unwrap();
+        sink.put(&mut dir, b"into a file without a name\n");
+        sink.put(&mut dir, b"kept\n");
+
+        assert_eq!(stage.logs(), ["kept\n"]);
     }
 
     /// A directory in the way of rotation stops the rotation, not the output.

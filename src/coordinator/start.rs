@@ -650,6 +650,7 @@ mod tests {
     use std::path::PathBuf;
     use std::process::Command;
 
+    use nix::mount::{MsFlags, mount};
     use nix::sched::{CloneFlags, unshare};
     use nix::sys::resource::{Resource, setrlimit};
     use nix::sys::signal::raise;
@@ -828,6 +829,30 @@ mod tests {
             ];
             assert_eq!(ended.stderr, "");
             assert_eq!(lines, expected);
+        });
+    }
+
+    /// Attack 8: not every root may lower the real one, so here it is a file like any other.
+    #[test]
+    fn a_run_that_could_not_be_killed_for_want_of_memory_can_be() {
+        alone(|| {
+            if !is_root() {
+                return;
+            }
+            unshare(CloneFlags::CLONE_NEWNS).unwrap();
+            let none = None::<&str>;
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+            mount(Some("proc"), "/proc", Some("tmpfs"), MsFlags::empty(), none).unwrap();
+            fs::create_dir("/proc/self").unwrap();
+            let score = Path::new("/proc/self/oom_score_adj");
+
+            for (inherited, left) in [("-1000\n", "01000\n"), ("0\n", "0\n"), ("300\n", "300\n")] {
+                fs::write(score, inherited).unwrap();
+                Stage::own().run("true").unwrap();
+                assert_eq!(fs::read_to_string(score).unwrap(), left, "0 was written over the sign");
+            }
+            fs::remove_file(score).unwrap();
+            assert_eq!(Stage::own().fails(), LaunchFailed::new(Step::OomScoreAdj, Errno::ENOENT));
         });
     }
 
@@ -1243,6 +1268,20 @@ mod tests {
 
             assert_eq!(error, LaunchFailed::new(Step::Execve, Errno::E2BIG));
         });
+    }
+
+    #[test]
+    fn the_documentation_lists_the_steps_in_their_order() {
+        let text = include_str!("../../docs/run-environment.md");
+        let rows = text.lines().filter(|line| line.starts_with("| ") && line.contains(" | `"));
+        let steps: Vec<&str> = rows
+            .filter(|row| row[2..].starts_with(|first: char| first.is_ascii_digit()))
+            .map(|row| row.split('`').nth(1).unwrap())
+            .collect();
+
+        let mut names: Vec<&str> = STEPS.iter().map(|(_, step, _)| step.name()).collect();
+        names.dedup();
+        assert_eq!(steps, names);
     }
 
     #[test]

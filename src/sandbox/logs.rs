@@ -15,7 +15,8 @@ use nix::sys::stat::{FileStat, Mode, SFlag};
 use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 
 use super::{
-    FRESH_MODE, Owner, PathError, Sandbox, kind, names, open_or_make, open_or_make_in, shown, stat,
+    FRESH_MODE, Owner, PARENT_MODE, PathError, Sandbox, kind, names, open_or_make, open_or_make_in,
+    shown, stat,
 };
 use crate::proto::Identity;
 use crate::sys::fs::{make_blocking, open_beneath, open_dir_without_links};
@@ -120,7 +121,7 @@ impl LogDir {
         let top = log_dir.map_or_else(|| sandbox.path().join(DEFAULT_DIR), Path::to_owned);
         let (base, mut names) = match within {
             Some(relative) => (duplicate(sandbox.dir(), sandbox.path())?, names(relative, &top)?),
-            None => (open_or_make(&top, None)?, Vec::new()),
+            None => (open_or_make(&top, PARENT_MODE)?, Vec::new()),
         };
         names.extend([c_string(process.as_str()), c_string(&run.to_string())]);
         let path = top.join(process.as_str()).join(run.to_string());
@@ -584,6 +585,36 @@ mod tests {
         let dir = LogDir::open(&sandbox, None, &process(), 0, &own())?;
         File::from(dir.append(Stream::Stdout)?).write_all(b"x\n").unwrap();
         if rotate { dir.rotate(Stream::Stdout, 2) } else { Ok(()) }
+    }
+
+    /// Attack 15: a name that is looked at, and is something else by the time it is opened.
+    #[test]
+    fn what_is_looked_at_is_what_is_opened() {
+        let (temp, _, dir) = logs(&own());
+        let (log, other) = (dir.path().join("stdout"), dir.path().join("other"));
+        let victim = temp.path().join("victim");
+        fs::write(&victim, "untouched").unwrap();
+        fs::hard_link(&victim, &other).unwrap();
+        dir.append(Stream::Stdout).unwrap();
+        let going = AtomicBool::new(true);
+
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while going.load(Ordering::Relaxed) {
+                    renameat2(AT_FDCWD, &log, AT_FDCWD, &other, RenameFlags::RENAME_EXCHANGE)
+                        .unwrap();
+                }
+            });
+            let end = Instant::now() + Duration::from_millis(500);
+            while Instant::now() < end {
+                if let Ok(fd) = dir.append(Stream::Stdout) {
+                    File::from(fd).write_all(b"x").unwrap();
+                }
+            }
+            going.store(false, Ordering::Relaxed);
+        });
+
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "untouched");
     }
 
     fn listing(dir: &Path) -> Vec<(PathBuf, u64, u32, u32)> {

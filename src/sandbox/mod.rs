@@ -11,6 +11,7 @@
 //! second, weaker way.
 //!
 //! The umask must leave the owner's bits alone, as a coordinator's does; every other bit is set here.
+#![allow(clippy::disallowed_methods, reason = "opens what a task controls")]
 
 pub mod logs;
 
@@ -180,15 +181,21 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// Opens the sandbox at `path`, which is absolute and without links: see [`canonical`]. If it
-    /// is missing it is made, and belongs to `identity` with mode 0700; parents that are missing
-    /// are made with mode 0755 and stay the caller's.
+    /// Opens the sandbox at `path`, which is absolute and without links: see [`canonical`]. If it is missing it is made, and
+    /// belongs to `identity` with mode 0700; parents that are missing are made with mode 0755 and stay the caller's.
+    ///
+    /// Runs that start side by side make it together: each gives away what it finds newly made, before it puts anything
+    /// there. So an empty directory with mode 0700 that is root's counts as newly made, whoever made it.
     ///
     /// # Errors
     ///
     /// See [`PathError`].
     pub fn open(path: &Path, identity: &Identity) -> Result<Self, PathError> {
-        let dir = open_or_make(path, Some(Owner::of(identity)))?;
+        let owner = Owner::of(identity);
+        let dir = open_or_make(path, FRESH_MODE)?;
+        if owner.uid != geteuid().as_raw() {
+            owner.take_if_fresh(dir.as_fd(), SANDBOX_MODE, path)?;
+        }
         Ok(Self { path: path.to_owned(), dir })
     }
 
@@ -243,21 +250,16 @@ pub fn canonical(path: &Path) -> Result<PathBuf, PathError> {
     }
 }
 
-/// Opens the directory at `path`. If it is missing it and its parents are made; `owner` gets what
-/// was made at `path` itself.
-fn open_or_make(path: &Path, owner: Option<Owner>) -> Result<OwnedFd, PathError> {
+/// Opens the directory at `path`. If it is missing it is made with `mode`, and so are its parents.
+fn open_or_make(path: &Path, mode: Mode) -> Result<OwnedFd, PathError> {
     let names = names_from_root(path)?;
     match open_dir_without_links(path) {
-        Err(Errno::ENOENT) => make_from_root(path, &names, owner),
+        Err(Errno::ENOENT) => make_from_root(&names, mode),
         opened => opened.map_err(|errno| PathError::of("openat2", path, errno)),
     }
 }
 
-fn make_from_root(
-    path: &Path,
-    names: &[CString],
-    owner: Option<Owner>,
-) -> Result<OwnedFd, PathError> {
+fn make_from_root(names: &[CString], mode: Mode) -> Result<OwnedFd, PathError> {
     let root = Path::new("/");
     let mut dir =
         open_dir_without_links(root).map_err(|errno| PathError::of("openat2", root, errno))?;
@@ -265,14 +267,9 @@ fn make_from_root(
     for (index, name) in names.iter().enumerate() {
         reached.push(shown(name));
         let last = index + 1 == names.len();
-        let owner = owner.filter(|_| last);
-        let (next, made) =
-            open_or_make_in(dir.as_fd(), name, last, owner.map_or(PARENT_MODE, |_| FRESH_MODE))
-                .map_err(|(call, errno)| PathError::of(call, &reached, errno))?;
-        if let Some(owner) = owner.filter(|_| made) {
-            owner.take_if_fresh(next.as_fd(), SANDBOX_MODE, path)?;
-        }
-        dir = next;
+        let mode = if last { mode } else { PARENT_MODE };
+        (dir, _) = open_or_make_in(dir.as_fd(), name, last, mode)
+            .map_err(|(call, errno)| PathError::of(call, &reached, errno))?;
     }
     Ok(dir)
 }
@@ -337,7 +334,7 @@ fn shown(name: &CStr) -> &Path {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::{MetadataExt, symlink};
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
     use super::*;
     use crate::sys::fault::take_away;
@@ -372,14 +369,37 @@ mod tests {
     #[test]
     fn a_sandbox_that_exists_keeps_its_owner_and_mode() {
         let temp = TempDir::new();
+        for (name, mode, full) in [("public", 0o755, false), ("full", 0o700, true)] {
+            let path = temp.path().join(name);
+            fs::create_dir(&path).unwrap();
+            if full {
+                fs::write(path.join("file"), "").unwrap();
+            }
+            fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+            let before = mode_and_owner(&path);
+
+            Sandbox::open(&path, &ordinary(&[])).unwrap();
+
+            assert_eq!(mode_and_owner(&path), before);
+        }
+    }
+
+    /// Runs that start side by side: the first has made it, the second is here, the first has not given it away yet.
+    #[test]
+    fn a_sandbox_that_another_run_has_just_made_is_given_away_before_anything_is_put_there() {
+        if !is_root() {
+            return;
+        }
+        let temp = TempDir::new();
         let path = temp.path().join("sandbox");
         fs::create_dir(&path).unwrap();
-        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
-        let before = mode_and_owner(&path);
+        fs::set_permissions(&path, PermissionsExt::from_mode(0o700)).unwrap();
+        let (user, process) = (ordinary(&[]), crate::task::ProcessName::new("second").unwrap());
 
-        Sandbox::open(&path, &ordinary(&[])).unwrap();
+        let sandbox = Sandbox::open(&path, &user).unwrap();
+        logs::LogDir::open(&sandbox, None, &process, 0, &user).unwrap();
 
-        assert_eq!(mode_and_owner(&path), before);
+        assert_eq!(mode_and_owner(&path), (0o700, ORDINARY, ORDINARY));
     }
 
     /// Attacks 9, 14: whatever it was swapped for, and wherever in the path.
@@ -421,7 +441,7 @@ mod tests {
         let open = |name: &str, mode: u32, file: bool| {
             let path = temp.path().join(name);
             fs::create_dir(&path).unwrap();
-            fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+            fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
             if file {
                 fs::write(path.join("x".repeat(255)), "").unwrap();
             }

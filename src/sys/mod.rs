@@ -16,6 +16,7 @@
 //! - [`signal`]: dispositions and mask
 //! - [`socket`]: descriptors and credentials over unix sockets
 //! - [`xattr`]: extended attributes
+#![allow(clippy::disallowed_methods, reason = "system calls")]
 
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("the raw calls that set ids take 16-bit ids on 32-bit machines");

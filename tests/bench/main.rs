@@ -1,7 +1,7 @@
 //! Time and size, each beside a floor that is measured in the same run: `just bench`.
 //!
 //! Nothing is asserted: figures depend on the machine, ratios less so.
-
+#![allow(clippy::disallowed_methods, reason = "measures the real thing")]
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
@@ -157,6 +157,8 @@ fn asleep(dir: &Path) {
         (private(runner) + private(coordinator), proportional(runner) + proportional(coordinator));
     row("memory of runner and coordinator, run asleep: USS", "–", &format!("{small} kB"), "–");
     row("the same: PSS", "–", &format!("{shared} kB"), "–");
+    // What woke them for RUNNING is over by then.
+    std::thread::sleep(Duration::from_millis(500));
     let before = switches(runner) + switches(coordinator);
     std::thread::sleep(Duration::from_secs(10));
     let woken = switches(runner) + switches(coordinator) - before;

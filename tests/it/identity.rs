@@ -6,8 +6,9 @@ use std::path::Path;
 use std::process::Command;
 
 use nix::unistd::User;
+use serde_json::json;
 
-use crate::support::{Finished, Scene, need_root, p, skip, task};
+use crate::support::{Finished, Scene, need_root, p, task};
 
 /// The lines of a log as `key value`.
 #[track_caller]
@@ -83,7 +84,7 @@ fn the_environment_is_the_documented_one() {
 #[test]
 fn no_descriptor_of_one_run_is_in_another() {
     let scene = Scene::new();
-    let logger = serde_json::json!({"mode": "rotate"});
+    let logger = json!({"mode": "rotate"});
     let names: Vec<String> = (0..60).map(|n| format!("p{n}")).collect();
     let processes = names.iter().map(|name| {
         p(name, "ls /proc/$$/fd; readlink /proc/$$/fd/1 >&2").with("logger", logger.clone())
@@ -421,39 +422,50 @@ fn a_base_that_is_no_cgroup_is_refused() {
     }
 }
 
-/// Controllers of cgroup v2 on this host.
-fn controllers() -> String {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let mount = mounts.lines().find_map(|line| {
-        let (before, after) = line.split_once(" - ")?;
-        after.starts_with("cgroup2 ").then(|| before.split(' ').nth(4))?
-    });
-    mount
-        .map(|path| fs::read_to_string(Path::new(path).join("cgroup.controllers")).unwrap())
-        .unwrap_or_default()
-}
-
-/// S42
+/// S42, attack 58: there is no third way.
 #[test]
-fn a_limit_is_refused_by_name_where_it_cannot_be_enforced() {
-    if controllers().split_whitespace().any(|name| name == "memory") {
-        skip!("this host has a memory controller: vm-tests show the refusal");
-    }
+fn a_limit_is_enforced_or_refused_by_name() {
     let scene = Scene::new();
-    let limited = task([p("a", "true")])
-        .with("resources", serde_json::json!({"cpu": 1, "ram": "64MB", "disk": "1GB"}));
+    let gate = scene.gate("gate");
+    let limited = task([p("a", gate.hold())]).with("resources", json!({"ram": "64MB"}));
+    let mut running = scene.spawn(&limited);
 
-    let refused = scene.run(&limited);
+    if running.next().is_some() {
+        running.wait_until_running("a", 0);
+        let limit = fs::read_to_string(scene.cgroup().unwrap().join("memory.max")).unwrap();
+        assert_eq!(limit.trim(), (64 << 20).to_string());
+        gate.open();
+        running.finish().assert("SUCCESS", &[("a", "S")]);
+        return;
+    }
 
+    let refused = running.finish();
     assert_eq!(refused.status, Some(5), "{refused}");
     assert!(refused.stderr.contains("memory"), "{refused}");
     assert!(refused.stderr.contains("resources.ram"), "{refused}");
+    assert!(refused.stderr.contains("--allow-unenforced"), "{refused}");
     assert_nothing_begun(&scene, &refused);
+    gate.open();
+    let ended = scene.run_with(&limited, &["--allow-unenforced"]);
+    ended.assert("SUCCESS", &[("a", "S")]);
+    assert_eq!(ended.task["unenforced"], json!(["resources.ram"]));
+}
 
+/// S42: no host can limit GPUs, neither of a task nor of a process.
+#[test]
+fn what_is_not_enforced_is_listed() {
+    let scene = Scene::new();
+    let gpu = json!({"gpu": 1});
+    let limited = task([p("a", "true").with("resources", gpu.clone())]).with("resources", gpu);
+
+    let refused = scene.run(&limited);
     let ended = scene.run_with(&limited, &["--allow-unenforced"]);
 
+    assert_eq!(refused.status, Some(5), "{refused}");
+    for field in ["resources.gpu", "processes[0].resources.gpu"] {
+        assert!(refused.stderr.contains(field), "{field}: {refused}");
+    }
     ended.assert("SUCCESS", &[("a", "S")]);
-    let unenforced = ended.task["unenforced"].as_array().unwrap();
-    assert!(unenforced.iter().any(|field| field == "resources.ram"), "{}", ended.task);
+    assert_eq!(ended.task["unenforced"], json!(["resources.gpu", "processes[0].resources.gpu"]));
     assert_eq!(scene.status()["unenforced"], ended.task["unenforced"]);
 }

@@ -3,7 +3,7 @@
 //! Each test is named after its claim; its doc comment gives the number of the scenario (S), outcome (O) or attack that it
 //! shows. [`support`] is what they stand on: a [`support::Scene`] is a root of its own, and nothing may be left of it when
 //! a test ends.
-
+#![allow(clippy::disallowed_methods, reason = "tests on the real thing")]
 #![allow(clippy::unwrap_used)]
 
 /// No kill -9, full disk or failed call loses anything.

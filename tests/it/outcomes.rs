@@ -293,10 +293,14 @@ fn o20_a_daemon_runs_until_it_fails() {
 
 #[test]
 fn o21_an_ephemeral_daemon_ends_with_the_task() {
-    let processes = [p("main", "sleep 0.5"), p("side", "true").daemon().ephemeral()];
+    let scene = Scene::new();
+    let again = scene.gate("again");
+    let side = format!("[ $DEWAR_RUN = 0 ] || {}", again.tell());
+    let processes = [p("main", again.hold()), p("side", side).daemon().ephemeral()];
 
-    let ended = ends(&task(processes), "SUCCESS", &[("main", "S")]);
+    let ended = scene.run(&task(processes));
 
+    ended.assert("SUCCESS", &[("main", "S")]);
     assert!(ended.runs("side").starts_with('S'), "{ended}");
 }
 

@@ -18,6 +18,9 @@ use dewar::state::{Event, Outcome, Phase, Run, RunState, Stamp, TaskState};
 use dewar::task::file::Bindings;
 use dewar::task::{ProcessName, TaskId, TaskSpec};
 use dewar::{cgroup, identity, launch};
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// How long a test waits for what must happen.
 pub(super) const PATIENCE: Duration = Duration::from_secs(40);
@@ -302,7 +305,7 @@ impl Bench {
             *marks.entry(mark).or_default() += 1;
         }
         // Without leaves all marks are the same.
-        let is_contained = history.state.leader().is_some_and(|leader| leader.cgroup.is_some());
+        let is_contained = history.is_contained();
         for (index, process) in history.state.processes().iter().enumerate() {
             let name = history.name(index);
             let mut steps: BTreeMap<(u32, &str), u32> = BTreeMap::new();
@@ -439,6 +442,11 @@ impl History {
         &self.state.processes()[process].runs[run]
     }
 
+    /// Whether its runs have leaves.
+    pub(super) fn is_contained(&self) -> bool {
+        self.state.leader().is_some_and(|leader| leader.cgroup.is_some())
+    }
+
     pub(super) fn has_kill(&self) -> bool {
         self.state.kill().is_some()
     }
@@ -492,7 +500,8 @@ impl Runner {
     /// Kills it, and returns when it is gone.
     pub(super) fn kill(mut self) {
         self.child.kill().unwrap();
-        assert_eq!(self.child.wait().unwrap().signal(), Some(libc::SIGKILL));
+        let status = self.child.wait().unwrap();
+        assert_eq!(status.signal(), Some(libc::SIGKILL), "it had ended before: {status}");
     }
 }
 
@@ -518,10 +527,12 @@ pub(super) fn is_alive(pid: i32) -> bool {
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
-/// Sends SIGKILL to a process that this test knows to live.
+/// Sends SIGKILL to a process, which may have ended.
 pub(super) fn kill_9(pid: i32) {
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)
-        .unwrap();
+    match kill(Pid::from_raw(pid), Signal::SIGKILL) {
+        Ok(()) | Err(Errno::ESRCH) => {}
+        Err(errno) => panic!("kill {pid}: {errno}"),
+    }
 }
 
 /// Now, CLOCK_BOOTTIME in nanoseconds.

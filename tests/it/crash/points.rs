@@ -106,17 +106,22 @@ fn drive(
 
 /// Asks once the task is ready, and again only if no runner has recorded that it was asked.
 fn ask_for_end(bench: &Bench, id: &TaskId, wait: Duration) {
-    if !bench.sandbox(id).join("ready").exists() {
-        return;
-    }
     let history = bench.history(id);
-    if history.has_kill() || history.state.processes()[0].runs.is_empty() {
+    if history.has_kill() || !is_ready(bench, id, &history) {
         return;
     }
     match control::kill(bench.root(), id, wait, false) {
         Ok(()) | Err(ControlError::Absent(_) | ControlError::Unanswered(_)) => {}
         Err(error) => panic!("{}", bench.describe(id, &format!("{error:?}"))),
     }
+}
+
+/// Whether the live run of process 0 has come so far that it will hear, or not hear, a SIGTERM as it means to.
+fn is_ready(bench: &Bench, id: &TaskId, history: &History) -> bool {
+    let Some((run, _)) = history.state.processes()[0].live_run() else { return false };
+    // Without leaves marks do not tell one run from another; but there is only one there.
+    let is_marked = !history.is_contained() || bench.marks(id).contains(&format!("a.{run}"));
+    is_marked && bench.sandbox(id).join("ready").exists()
 }
 
 /// Lets `accident` happen to a task, and compares its end with the undisturbed one.

@@ -41,3 +41,17 @@ macro_rules! need_root {
 }
 
 pub(crate) use {need_root, skip};
+
+/// The leak gate itself.
+#[test]
+fn what_is_left_behind_fails_its_test() {
+    let scene = Scene::new();
+    let mut command = std::process::Command::new("sleep");
+    let mut left = command.arg("60").env("HOME", scene.sandbox()).spawn().unwrap();
+
+    let dropped = std::panic::catch_unwind(|| drop(scene));
+
+    let message = *dropped.unwrap_err().downcast::<String>().unwrap();
+    assert!(message.contains(&format!("process {} (sleep 60 )", left.id())), "{message}");
+    assert!(!left.wait().unwrap().success(), "it was not killed");
+}
