@@ -375,8 +375,10 @@ fn after_a_boot_no_recorded_pid_is_touched() {
     let scene = Scene::new();
     let up = scene.gate("up");
     let command = format!("[ -e tried ] && exit 0; touch tried; {}; sleep 60", up.tell());
-    let running = scene.spawn(&task([p("a", command)]));
+    let mut running = scene.spawn(&task([p("a", command)]));
     up.wait();
+    // The run may be ahead of the runner's record of it.
+    running.wait_until_running("a", 0);
     stop_the_machine(&scene);
     drop(running);
     let mut stranger = Command::new("sleep").arg("60").spawn().unwrap();
