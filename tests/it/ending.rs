@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use nix::sys::signal::Signal;
+
 use crate::support::{Scene, is_alive, p, seconds_between, task};
 
 /// S11
@@ -126,6 +128,27 @@ fn lose_overrides_kill() {
     scene.kill(&["--lost"]);
 
     running.finish().assert("LOST", &[("a", "K"), ("last", "")]);
+}
+
+/// T51: what asks for the end without the command line: whoever stops the machine, say.
+#[test]
+fn a_signal_to_the_runner_is_a_request() {
+    for (signal, end, finalizer) in [
+        (Signal::SIGUSR1, "KILLED", "S"),
+        (Signal::SIGINT, "KILLED", "S"),
+        (Signal::SIGTERM, "KILLED", "S"),
+        (Signal::SIGHUP, "KILLED", "S"),
+        (Signal::SIGUSR2, "LOST", ""),
+    ] {
+        let scene = Scene::new();
+        let last = p("last", "true").finalizer();
+        let mut running = scene.spawn(&task([p("a", "exec sleep 60"), last]));
+        running.wait_until_running("a", 0);
+
+        scene.runner().signal(signal);
+
+        running.finish().assert(end, &[("a", "K"), ("last", finalizer)]);
+    }
 }
 
 /// S18, attack 23: own session, TERM ignored, standard files closed, parent gone, name changed.

@@ -311,6 +311,15 @@ fn un_finish(scene: &Scene) {
     }
 }
 
+/// Flips a bit in a record of the runner's stream that others follow; gives the offset of that record.
+fn damage(scene: &Scene) -> usize {
+    let offset = offsets(scene)[3];
+    let mut bytes = fs::read(scene.stream()).unwrap();
+    bytes[offset + 20] ^= 1;
+    fs::write(scene.stream(), bytes).unwrap();
+    offset
+}
+
 /// S30, attack 38
 #[test]
 fn a_corrupt_task_is_quarantined_alone() {
@@ -322,10 +331,7 @@ fn a_corrupt_task_is_quarantined_alone() {
     let run = ["run", "--root", root.to_str().unwrap(), "--task-id", &other, "--", "true"];
     let sound = scene.output(scene.command(run));
     assert_eq!(sound.status, Some(0), "{sound:?}");
-    let offset: usize = scene.records()[3]["offset"].as_str().unwrap().parse().unwrap();
-    let mut bytes = fs::read(scene.stream()).unwrap();
-    bytes[offset + 20] ^= 1;
-    fs::write(scene.stream(), bytes).unwrap();
+    let offset = damage(&scene);
     un_finish(&scene);
 
     let status = scene.status();
@@ -341,6 +347,26 @@ fn a_corrupt_task_is_quarantined_alone() {
     assert_eq!(scene.read("ran"), "ran\n", "nothing runs");
     assert!(all.stdout.contains(&other), "{all:?}");
     assert_eq!(all.stdout.lines().count(), 2, "{all:?}");
+}
+
+/// T72: nobody leads a corrupt task, but what lives of it can be killed.
+#[test]
+fn a_corrupt_task_can_be_killed_through_its_cgroup() {
+    let scene = Scene::new();
+    let mut running = scene.spawn(&task([p("a", "exec sleep 60")]));
+    let (pid, coordinator) = running.wait_until_running("a", 0);
+    let cgroup = scene.cgroup().unwrap();
+    kill_runner(&scene, running);
+    damage(&scene);
+
+    let told = scene.dewar(&["kill", scene.id()]);
+
+    assert_eq!(told.status, Some(5), "{told:?}");
+    assert!(told.stderr.contains(cgroup.to_str().unwrap()), "{told:?}");
+    pid.wait();
+    coordinator.wait();
+    // Nothing is written for a corrupt task, so nobody but the operator removes the empty cgroup.
+    fs::remove_dir(cgroup).unwrap();
 }
 
 /// S31, attacks 42 and 44: after a boot a recorded pid means nothing, whoever has it.

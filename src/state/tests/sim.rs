@@ -230,8 +230,9 @@ impl Sim {
         let state = self.replayed();
         let streams = &self.streams;
         self.executed.retain(|&(process, run), _| {
-            let known = state.processes()[process as usize].runs.len() as u32 > run;
-            known || streams.get(&process).is_some_and(|of| of.iter().any(|e| e.run == run))
+            let known = state.processes()[process as usize].runs.get(run as usize);
+            known.is_some_and(|known| known.state != RunState::Waiting)
+                || streams.get(&process).is_some_and(|of| of.iter().any(|e| e.run == run))
         });
         self.last_deadline = state.deadline();
         self.state = state;
@@ -430,10 +431,15 @@ impl Sim {
         let live: Vec<_> =
             self.state.live_runs().map(|(process, run, of)| (process, run, of.clone())).collect();
         for (process, run, of) in live {
-            if !self.coordinators.contains_key(&(process, run)) {
-                self.give_up(process, run, &of);
-                self.crash_point()?;
+            if self.coordinators.contains_key(&(process, run)) {
+                continue;
             }
+            if self.may_begin(process, run, &of) {
+                self.fork(process, run);
+            } else {
+                self.give_up(process, run, &of);
+            }
+            self.crash_point()?;
         }
         Ok(())
     }
@@ -467,10 +473,21 @@ impl Sim {
         self.append(Event::Run { process, run, step }, Stamp { boot: boot_time, ..at });
     }
 
+    /// T68: a run of which nobody recorded that it was forked is begun, under its number.
+    fn may_begin(&self, process: u32, run: u32, of: &Run) -> bool {
+        of.state == RunState::Waiting
+            && of.doomed.is_none()
+            && self.phase() != Phase::Cleaning
+            && self.attempt(process, run).end != End::NotForked
+    }
+
     fn give_up(&mut self, process: u32, run: u32, of: &Run) {
         let failed_to_fork = self.attempt(process, run).end == End::NotForked;
         let rebooted = self.executed.get(&(process, run)).is_some_and(|&boot| boot != self.boot);
-        let (outcome, reason) = match (of.state, of.doomed) {
+        let is_cleaning = self.phase() == Phase::Cleaning;
+        let dropped = of.doomed.or(is_cleaning.then_some(KillStage::Terminate));
+        let stage = if of.state == RunState::Waiting { dropped } else { of.doomed };
+        let (outcome, reason) = match (of.state, stage) {
             (RunState::Waiting, None) if failed_to_fork => {
                 (Outcome::NotStarted, VerdictReason::LaunchFailed)
             }
@@ -480,7 +497,7 @@ impl Sim {
             _ if rebooted => (Outcome::Lost, VerdictReason::Reboot),
             _ => (Outcome::Lost, VerdictReason::CoordinatorLost),
         };
-        let stage = of.doomed.map(i32::from);
+        let stage = stage.map(i32::from);
         let verdict = Verdict { reason: reason.into(), stage, ..Default::default() };
         let end = self.state.judge(process, run, RunEnd { outcome, verdict, usage: None });
         let step = RunStep::Ended(Box::new(end));
@@ -594,8 +611,6 @@ impl Sim {
         if attempt.end == End::NotForked || self.streams.get(&process).is_some_and(known) {
             return;
         }
-        let before = self.executed.insert((process, run), self.boot);
-        assert_eq!(before, None, "run {run} of {process} is run twice");
         let next = Some((self.now + attempt.starts_in[0], Next::Fork));
         let coordinator = Coordinator { attempt, forked: false, running: false, next };
         self.coordinators.insert((process, run), coordinator);
@@ -644,6 +659,8 @@ impl Sim {
         let step = match next {
             Next::Fork => {
                 of.forked = true;
+                let before = self.executed.insert(id, self.boot);
+                assert_eq!(before, None, "run {id:?} is run twice");
                 of.next = Some((time + attempt.starts_in[1], Next::Start));
                 RunStep::Forked { coordinator: pid }
             }

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use dewar::control;
 use dewar::launch;
-use dewar::state::Phase;
+use dewar::proto::{KillStage, VerdictReason};
+use dewar::state::{Outcome, Phase};
 use dewar::task::TaskId;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
@@ -139,6 +140,29 @@ fn s32_a_task_can_be_killed_while_the_disk_is_full() {
     bench.assert_over(&task);
     let history = bench.history(&task);
     assert_eq!((history.phase(), history.states()), (Some(Phase::Killed), vec!["K".into(); 30]));
+}
+
+/// T52: a run that waits for space to begin never had a process. A kill gives it up, and does not wait for it.
+#[test]
+fn a_run_that_never_had_a_process_is_given_up_by_a_kill() {
+    let bench = Bench::new();
+    let task = bench.accept("t", &chain());
+    let token = bench.dir().join("full");
+    fs::write(&token, "").unwrap();
+    let full = format!("launch::stream=ENOSPC*@{}", token.display());
+    let mut runner = bench.start_with(&task, &[("DEWAR_FAILPOINT", full)]);
+    bench.wait_until(&task, "no run is opened", |history| history.states()[0] == "w");
+
+    control::kill(bench.root(), &task, Duration::from_secs(30), false).unwrap();
+    assert!(runner.wait().success());
+
+    bench.assert_over(&task);
+    let history = bench.history(&task);
+    let end = history.run(0, 0).end.as_ref().unwrap();
+    assert_eq!((history.phase(), history.states()[0].as_str()), (Some(Phase::Killed), "K"));
+    assert_eq!((&end.outcome, end.verdict.reason()), (&Outcome::Dropped, VerdictReason::Killed));
+    assert_eq!(end.verdict.stage(), KillStage::Terminate, "not at the deadline");
+    assert!(bench.marks(&task).is_empty());
 }
 
 /// A runner that dies while the disk is full leaves a task that the next one goes on with.
