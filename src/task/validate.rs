@@ -17,7 +17,7 @@ use crate::proto;
 /// a few hundred bytes in every program that looks at the task.
 pub const MAX_PROCESSES: usize = 10_000;
 /// Most names in all `order` lists of a task together.
-pub const MAX_ORDER_NAMES: usize = 100_000;
+pub const MAX_ORDER_NAMES: usize = 250_000;
 /// Longest command line in bytes: with its final NUL it must fit `MAX_ARG_STRLEN`, 32 pages of
 /// 4 KiB, see execve(2).
 pub const MAX_CMDLINE_BYTES: usize = 131_071;
