@@ -931,7 +931,7 @@ mod tests {
             violations(&task),
             [
                 "processes: 10001 processes; expected at most 10000",
-                "constraints: 100001 names to order; expected at most 100000",
+                "constraints: 250001 names to order; expected at most 250000",
             ]
         );
     }

@@ -672,7 +672,7 @@ fn bombs_are_refused_with_a_reason() {
     let orders = format!(
         "{}constraints:\n- &o {{order: [{}]}}\n{}",
         task(""),
-        vec!["p"; 50_000].join(","),
+        vec!["p"; 100_000].join(","),
         "- *o\n".repeat(2)
     );
     for (source, message) in [
