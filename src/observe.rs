@@ -324,6 +324,26 @@ pub(crate) mod tests {
         }
     }
 
+    /// Invariant 1: what somebody relies on once it was told is on disk before; what a power cut may take is not waited for.
+    #[test]
+    fn ends_and_requests_for_them_are_synced_before_they_are_told() {
+        use crate::proto::{KillRequest, RunEnded, RunRunning, RunTransition, TaskTransition};
+        let told = |kind| tells_of_an_end(&Record { kind: Some(kind), ..Record::default() });
+        let entered = |state: TaskState| Kind::Task(TaskTransition { state: state.into() });
+        let run = |state| Kind::Run(RunTransition { state: Some(state), ..Default::default() });
+
+        for end in [TaskState::Success, TaskState::Failed, TaskState::Killed, TaskState::Lost] {
+            assert!(told(entered(end)), "{end:?}");
+        }
+        assert!(told(run(Step::Ended(RunEnded::default()))));
+        assert!(told(Kind::Kill(KillRequest::default())));
+
+        for phase in [TaskState::Active, TaskState::Cleaning, TaskState::Finalizing] {
+            assert!(!told(entered(phase)), "{phase:?}");
+        }
+        assert!(!told(run(Step::Running(RunRunning::default()))));
+    }
+
     #[test]
     fn a_task_is_listed_once_and_where_it_is() {
         let node = Node::new("list");

@@ -224,7 +224,7 @@ impl Sandbox {
     }
 }
 
-/// The absolute path without links that `path` stands for now. What does not exist yet is kept as
+/// The absolute path without links that `path` leads to at this moment. What does not exist yet is kept as
 /// it is written.
 ///
 /// # Errors
