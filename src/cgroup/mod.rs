@@ -27,13 +27,14 @@
 //! # Files
 //!
 //! `host` reads mounts and our own cgroup (pure); `base` finds and prepares `<base>`; `task` makes
-//! tasks and leaves; `group` kills, signals, watches and removes any of them; `controllers` and
+//! tasks and leaves; `group` kills, signals, watches and removes any of them, `freezer` makes it stand still; `controllers` and
 //! `limits` enable and enforce; `usage` reads what was used; `dir` is the only file access.
 #![allow(clippy::disallowed_methods, reason = "cgroups are files of the kernel")]
 
 mod base;
 mod controllers;
 mod dir;
+mod freezer;
 mod group;
 mod host;
 mod limits;

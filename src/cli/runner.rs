@@ -11,7 +11,7 @@ use super::failure::{Failure, status};
 use super::words;
 use crate::cgroup::{self, Base, FindError};
 use crate::checkpoint::Root;
-use crate::control::{self, ControlError};
+use crate::control::{self, ControlError, Request};
 use crate::launch::{self, Console, LaunchError, Started};
 use crate::observe::{self, Observed};
 use crate::proto::{Containment, Launch};
@@ -57,7 +57,16 @@ pub(super) fn follow(root: &Root, id: &TaskId, console: Console) -> Result<Follo
 ///
 /// [`Failure::Unavailable`].
 pub(super) fn kill(root: &Root, id: &TaskId, wait: Duration, lost: bool) -> Result<(), Failure> {
-    let ask = || reach(root, id, || control::kill(root, id, wait, lost));
+    order(root, id, &control::to_kill(wait, lost))
+}
+
+/// Asks the runner of a task to do something, or one that is started to hear it.
+///
+/// # Errors
+///
+/// [`Failure::Unavailable`].
+pub(super) fn order(root: &Root, id: &TaskId, request: &Request) -> Result<(), Failure> {
+    let ask = || reach(root, id, || control::order(root, id, *request));
     let answer = match ask() {
         Err(ControlError::Absent(_)) => {
             let started = start(root, id, Console::Log)?;

@@ -94,6 +94,8 @@ impl Runner {
             retries: Vec::new(),
             stalled: None,
             replies: Vec::new(),
+            pausing: Vec::new(),
+            resuming: false,
             sync_due: false,
             news: false,
             recheck: None,
@@ -128,7 +130,7 @@ impl Runner {
             self.live.insert(process, Live { run, ..Live::default() });
             self.attach_run(process)?;
         }
-        Ok(())
+        self.attach_pause()
     }
 
     /// Finds out what becomes of a live run whose coordinator is not known.

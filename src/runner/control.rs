@@ -21,6 +21,10 @@ pub(super) struct Control {
 pub(super) enum Asked {
     /// The end of the task; answered once it is on disk.
     Kill { wait: Duration, lost: bool, by: Peer, reply: Reply },
+    /// That the task stands still; answered once it does and that is on disk.
+    Pause { by: Peer, reply: Reply },
+    /// That the task goes on; answered once it does and that is on disk.
+    Resume { by: Peer, reply: Reply },
     /// To be nudged through this descriptor.
     Follow(Follower),
 }
@@ -46,6 +50,14 @@ impl Control {
                     let reply = Reply(UnixStream::from(fd));
                     return Ok(Some(Asked::Kill { wait, lost, by: datagram.peer, reply }));
                 }
+                Some(Request::Pause(_)) => {
+                    let reply = Reply(UnixStream::from(fd));
+                    return Ok(Some(Asked::Pause { by: datagram.peer, reply }));
+                }
+                Some(Request::Resume(_)) => {
+                    let reply = Reply(UnixStream::from(fd));
+                    return Ok(Some(Asked::Resume { by: datagram.peer, reply }));
+                }
                 Some(Request::Follow(_)) => {
                     return Ok(Some(Asked::Follow(Follower::new(fd))));
                 }
@@ -67,8 +79,16 @@ pub(super) struct Reply(UnixStream);
 
 impl Reply {
     /// Answers; an empty `error` says that it was done. Who does not listen any more misses it.
-    pub(super) fn send(mut self, error: &str) {
-        let reply = ControlReply { error: error.to_owned() };
+    pub(super) fn send(self, error: &str) {
+        self.answer(ControlReply { error: error.to_owned(), ..ControlReply::default() });
+    }
+
+    /// Answers that it is on disk, and what of it is still to come.
+    pub(super) fn send_unfinished(self, what: &str) {
+        self.answer(ControlReply { unfinished: what.to_owned(), ..ControlReply::default() });
+    }
+
+    fn answer(mut self, reply: ControlReply) {
         // A frame of its own length, so that an empty message is told from a closed socket.
         let _ = self.0.set_nonblocking(true);
         let _ = self.0.write_all(&reply.encode_length_delimited_to_vec());

@@ -10,10 +10,12 @@
 //! | `control.rs` | what may be asked of it? |
 //! | `attach.rs` | how does it take over, and learn what coordinators recorded? |
 //! | `perform.rs` | how is each effect done? |
+//! | `pause.rs` | how does the task stand still, and go on? |
 #![allow(clippy::disallowed_methods, reason = "performs effects")]
 
 mod attach;
 mod control;
+mod pause;
 mod perform;
 mod sources;
 
@@ -38,6 +40,7 @@ use crate::sys::clock;
 use crate::sys::socket::Peer;
 use crate::task::{ProcessName, TaskId};
 use control::{Asked, Control, Follower, Reply};
+use pause::Pausing;
 use perform::Act;
 use sources::{Sources, Wake};
 
@@ -206,6 +209,10 @@ pub struct Runner {
     stalled: Option<(u64, Duration)>,
     /// Answers to requests that are recorded and not yet on disk.
     replies: Vec<Reply>,
+    /// Answers to those who wait for the task to stand still, or to go on.
+    pausing: Vec<Pausing>,
+    /// A pause has ended, and what waited for that is still to be done.
+    resuming: bool,
     /// Whether what was flushed must be synced before anyone is told.
     sync_due: bool,
     /// Whether followers are to be told.
@@ -242,6 +249,7 @@ impl Runner {
                 return Ok(());
             }
             self.collect_empty()?;
+            self.answer_pausing()?;
             self.due_retries();
             let effects = plan(&self.state, clock::boot_nanos());
             let mut decided = false;
@@ -352,7 +360,9 @@ impl Runner {
         let stalled = self.stalled.map(|(until, _)| until);
         let planned = wake(&self.state).filter(|_| stalled.is_none());
         let retries = self.retries.iter().map(|&(at, _)| at);
-        let backstops = self.starting.iter().filter_map(|process| self.live.get(process)?.backstop);
+        let is_paused = self.state.pause().is_some();
+        let starting = self.starting.iter().filter(|_| !is_paused);
+        let backstops = starting.filter_map(|process| self.live.get(process)?.backstop);
         let until = stalled
             .into_iter()
             .chain(planned)
@@ -380,6 +390,11 @@ impl Runner {
                     self.request_kill(wait, lost, by)?;
                     self.replies.push(reply);
                 }
+                Asked::Pause { reply, .. } | Asked::Resume { reply, .. } if self.is_over() => {
+                    reply.send("the task is over");
+                }
+                Asked::Pause { by, reply } => self.pause(by, reply)?,
+                Asked::Resume { by, reply } => self.resume(by, reply)?,
                 Asked::Follow(mut follower) => {
                     // What happened before it came is news to it.
                     if follower.nudge() {
@@ -416,8 +431,12 @@ impl Runner {
         let wait = if lost { 0 } else { u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX) };
         let deadline = at.boot.saturating_add(wait);
         let event = Event::KillRequested { deadline, lost, by_uid: by.uid, by_pid: by.pid };
+        let was_paused = self.state.pause().is_some();
         self.record(event, at)?;
         self.sync_due = true;
+        if was_paused {
+            self.go_on();
+        }
         Ok(())
     }
 

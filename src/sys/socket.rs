@@ -4,12 +4,14 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
+use std::time::Duration;
 
 use nix::cmsg_space;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr,
     UnixCredentials, bind, recvmsg, sendmsg, setsockopt, socket, socketpair, sockopt,
 };
+use nix::sys::time::{TimeVal, TimeValLike};
 
 /// A datagram, who sent it, and the descriptor that came with it.
 pub struct Datagram {
@@ -55,13 +57,20 @@ pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::Unix, SockType::Stream, None, flags)?)
 }
 
-/// Sends `bytes` and `fd` to the datagram socket at `path`, waiting while its queue is full.
+/// Sends `bytes` and `fd` to the datagram socket at `path`; while its queue is full, waits for `patience` at the most.
 ///
 /// # Errors
 ///
-/// That of sendmsg(2): ENOENT and ECONNREFUSED say that nobody listens there.
-pub fn send_to(path: &Path, bytes: &[u8], fd: BorrowedFd<'_>) -> io::Result<()> {
+/// That of sendmsg(2): ENOENT and ECONNREFUSED say that nobody listens there, EAGAIN that its queue stays full.
+pub fn send_to(
+    path: &Path,
+    bytes: &[u8],
+    fd: BorrowedFd<'_>,
+    patience: Duration,
+) -> io::Result<()> {
     let socket = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    let millis = i64::try_from(patience.as_millis()).unwrap_or(i64::MAX / 1000);
+    setsockopt(&socket, sockopt::SendTimeout, &TimeVal::milliseconds(millis))?;
     let fds = [fd.as_raw_fd()];
     let rights = [ControlMessage::ScmRights(&fds)];
     let to = UnixAddr::new(path)?;
