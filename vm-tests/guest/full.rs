@@ -1,0 +1,3 @@
+//! On machines where all controllers are on cgroup v2.
+
+mod smoke;
