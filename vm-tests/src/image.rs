@@ -37,15 +37,17 @@ const DIRECTORIES: [&str; 13] = [
 const MERGED: [(&str, &str); 4] =
     [("bin", "usr/bin"), ("sbin", "usr/sbin"), ("lib", "usr/lib"), ("lib64", "usr/lib64")];
 
-/// Programs of the host that tests need and busybox does not have, or not as they need it.
-const PROGRAMS: [&str; 7] = [
-    "/bin/bash",
-    "/bin/ps",
+/// Packages of the host whose programs are taken instead of busybox's: what a command line finds on any Debian.
+const PACKAGES: [&str; 5] = ["bash", "coreutils", "grep", "procps", "sed"];
+
+/// Programs of the host that are taken beyond those.
+const PROGRAMS: [&str; 6] = [
+    "/usr/bin/flock",
     "/usr/bin/ldd",
     "/usr/bin/prlimit",
     "/usr/bin/setpriv",
-    "/bin/stty",
     "/usr/bin/setsid",
+    "/usr/bin/taskset",
 ];
 
 /// Modules that a guest needs beyond what is built in.
@@ -105,7 +107,10 @@ impl Image {
             image.file(&format!("/etc/{name}"), 0o644, content.as_bytes().to_vec());
         }
         image.busybox()?;
-        for program in PROGRAMS {
+        let mut packages = Command::new("dpkg");
+        let listed = tool::text(packages.arg("--listfiles").args(PACKAGES))?;
+        let listed = listed.lines().filter(|path| path.contains("bin/"));
+        for program in listed.chain(PROGRAMS).filter(|path| Path::new(path).is_file()) {
             image.program(Path::new(program), program)?;
         }
         image.built(place, built)?;

@@ -37,6 +37,9 @@ struct Test {
     deadline: Duration,
 }
 
+/// A boot, and what runs on it.
+type Planned = (&'static Boot, VecDeque<Test>);
+
 /// Runs whatever is asked for.
 pub(crate) fn run_all(
     arguments: &Arguments,
@@ -65,10 +68,7 @@ pub(crate) fn run_all(
 }
 
 /// Which tests run on which boot.
-fn plan(
-    arguments: &Arguments,
-    built: &Built,
-) -> Result<Vec<(&'static Boot, VecDeque<Test>)>, Box<dyn Error>> {
+fn plan(arguments: &Arguments, built: &Built) -> Result<Vec<Planned>, Box<dyn Error>> {
     let mut plan = Vec::new();
     for boot in BOOTS.iter().filter(|boot| arguments.wants(boot.name)) {
         let mut tests = VecDeque::new();
