@@ -147,8 +147,15 @@ mod tests {
     use super::*;
     use crate::cgroup::scratch::Scratch;
 
-    const ALL: Resources =
-        Resources { cpu: Some(1.5), ram: Some(1 << 20), disk: Some(1 << 30), gpu: Some(1) };
+    fn all() -> Resources {
+        Resources {
+            cpu: Some(1.5),
+            ram: Some(1 << 20),
+            disk: Some(1 << 30),
+            gpu: Some(1),
+            ..Resources::default()
+        }
+    }
 
     fn without(refused: &[Controller]) -> Usable {
         Usable {
@@ -174,7 +181,7 @@ mod tests {
 
     #[test]
     fn disk_and_gpu_are_never_enforced_and_always_named() {
-        let found = check(&ALL, "processes[2].resources", &without(&[]));
+        let found = check(&all(), "processes[2].resources", &without(&[]));
 
         assert_eq!(fields(&found), ["processes[2].resources.disk", "processes[2].resources.gpu"]);
     }
@@ -240,8 +247,8 @@ mod tests {
         let scratch = Scratch::new();
         let task = scratch.task("limited");
 
-        let in_advance = check(&ALL, "resources", &scratch.base().enable_controllers());
-        let applied = task.apply(&ALL, "resources").unwrap();
+        let in_advance = check(&all(), "resources", &scratch.base().enable_controllers());
+        let applied = task.apply(&all(), "resources").unwrap();
 
         assert_eq!(fields(&in_advance), fields(&applied));
         let v2 = scratch.base().available_controllers().unwrap();

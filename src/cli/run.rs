@@ -211,7 +211,7 @@ fn unenforced(spec: &TaskSpec, base: Option<&Base>, allowed: bool) -> Result<Vec
 pub(super) fn unenforceable(spec: &TaskSpec, base: Option<&Base>) -> Vec<Unenforceable> {
     let of_task = spec.resources.iter().map(|limits| ("resources".to_owned(), limits));
     let of_processes = spec.processes.iter().enumerate().filter_map(|(index, process)| {
-        Some((format!("processes[{index}].resources"), process.resources.as_ref()?))
+        Some((format!("processes[{index}].resources"), process.resources.as_deref()?))
     });
     let mut asked = of_task.chain(of_processes).peekable();
     if asked.peek().is_none() {
@@ -269,6 +269,7 @@ fn launch_of(
         loss_limit: LOSS_LIMIT,
         accepted_unix_nanos: clock::now().wall,
         hostname: gethostname().unwrap_or_default().to_string_lossy().into_owned(),
+        rounded: Vec::new(),
     })
 }
 
