@@ -213,6 +213,7 @@ pub fn task_view(launch: &Launch, state: &TaskState, runner_pid: Option<i32>) ->
         detail: task_detail(state),
         containment: containment(launch).to_owned(),
         dropped_bytes: Some(state.dropped_bytes()).filter(|&bytes| bytes > 0),
+        rounded: launch.rounded.clone(),
     }
 }
 
@@ -553,6 +554,7 @@ pub(crate) mod tests {
                     {"state": "TASK_STATE_ACTIVE", "time": "2026-08-01T09:30:00.001000000Z"}
                 ],
                 "unenforced": [],
+                "rounded": [],
                 "logDir": "/sandbox/.logs",
                 "containment": "cgroup",
                 "processes": [
