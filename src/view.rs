@@ -215,6 +215,7 @@ pub fn task_view(launch: &Launch, state: &TaskState, runner_pid: Option<i32>) ->
         containment: containment(launch).to_owned(),
         dropped_bytes: Some(state.dropped_bytes()).filter(|&bytes| bytes > 0),
         paused_since: state.pause().map(|pause| time(pause.since)),
+        rounded: launch.rounded.clone(),
     }
 }
 
@@ -557,6 +558,7 @@ pub(crate) mod tests {
                     {"state": "TASK_STATE_ACTIVE", "time": "2026-08-01T09:30:00.001000000Z"}
                 ],
                 "unenforced": [],
+                "rounded": [],
                 "logDir": "/sandbox/.logs",
                 "containment": "cgroup",
                 "processes": [

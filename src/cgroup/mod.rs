@@ -27,8 +27,9 @@
 //! # Files
 //!
 //! `host` reads mounts and our own cgroup (pure); `base` finds and prepares `<base>`; `task` makes
-//! tasks and leaves; `group` kills, signals, watches and removes any of them, `freezer` makes it stand still; `controllers` and
-//! `limits` enable and enforce; `usage` reads what was used; `dir` is the only file access.
+//! tasks and leaves; `group` kills, signals, watches and removes any of them, `freezer` makes it stand
+//! still; `controllers` and `limits` enable and enforce, which `trial` tries out beforehand; `usage` reads what was used;
+//! `dir` is the only file access.
 #![allow(clippy::disallowed_methods, reason = "cgroups are files of the kernel")]
 
 mod base;
@@ -43,6 +44,7 @@ mod oracle;
 #[cfg(test)]
 mod scratch;
 mod task;
+mod trial;
 mod usage;
 
 use std::path::PathBuf;
@@ -52,7 +54,7 @@ use nix::errno::Errno;
 pub use base::{Base, FindError, Options, SCOPE_GUARD, find, systemd_scope_command};
 pub use controllers::{Controller, Usable};
 pub use group::Cgroup;
-pub use limits::{Unenforceable, check};
+pub use limits::{Applied, Rounded, Unenforceable, all_unenforceable};
 pub use task::{Leaf, TaskCgroup};
 pub use usage::RawUsage;
 

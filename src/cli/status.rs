@@ -159,6 +159,7 @@ fn facts(view: &TaskView) -> Vec<(&'static str, String)> {
         ("states", history.join(", ")),
         ("paused since", view.paused_since.map(words::clock).unwrap_or_default()),
         ("not enforced on this host", view.unenforced.join(", ")),
+        ("rounded by the kernel", view.rounded.join(", ")),
         ("cut off its stream", dropped.unwrap_or_default()),
     ];
     facts.into_iter().filter(|(_, value)| !value.is_empty()).collect()

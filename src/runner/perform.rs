@@ -379,7 +379,10 @@ impl Runner {
                 false
             }
             Some(cgroup) => match cgroup.remove() {
-                Ok(()) => true,
+                Ok(()) => {
+                    cgroup.release_protection(self.state.spec().resources.as_ref());
+                    true
+                }
                 // Somebody moved in meanwhile.
                 Err(CgroupError::Populated(_)) => false,
                 Err(error) => return Err(error.into()),
