@@ -37,7 +37,7 @@ use crate::failpoint::{Failpoint, hit};
 use crate::proto::{Launch, VerdictReason};
 use crate::state::{Effect, Event, Phase, Stamp, TaskState, plan, wake};
 use crate::sys::clock;
-use crate::sys::socket::Peer;
+use crate::sys::socket::{Datagram, Peer};
 use crate::task::{ProcessName, TaskId};
 use control::{Asked, Control, Follower, Reply};
 use pause::Pausing;
@@ -68,6 +68,8 @@ pub struct Options {
     pub cgroup_base: Option<PathBuf>,
     /// Where each turn that recorded something is announced with one byte.
     pub follower: Option<OwnedFd>,
+    /// A request that is heard before anything is decided.
+    pub first: Option<Datagram>,
 }
 
 /// Why a runner could not go on. The task is not lost by it: another runner goes on from the checkpoint.
@@ -229,9 +231,13 @@ impl Runner {
     /// # Errors
     ///
     /// [`RunnerError`]: the task goes on without a runner, and another one may take over.
-    pub fn run(options: Options) -> Result<Phase, RunnerError> {
+    pub fn run(mut options: Options) -> Result<Phase, RunnerError> {
+        let first = options.first.take().and_then(control::understand);
         let mut runner = Self::lead(options)?;
         runner.attach()?;
+        if let Some(asked) = first {
+            runner.take(asked)?;
+        }
         loop {
             runner.turn()?;
             if let Some(end) = runner.finished()? {
@@ -384,22 +390,30 @@ impl Runner {
 
     fn take_requests(&mut self) -> Result<(), RunnerError> {
         while let Some(asked) = self.control.next().map_err(doing("read the control socket"))? {
-            match asked {
-                Asked::Kill { reply, .. } if self.is_over() => reply.send("the task is over"),
-                Asked::Kill { wait, lost, by, reply } => {
-                    self.request_kill(wait, lost, by)?;
-                    self.replies.push(reply);
-                }
-                Asked::Pause { reply, .. } | Asked::Resume { reply, .. } if self.is_over() => {
-                    reply.send("the task is over");
-                }
-                Asked::Pause { by, reply } => self.pause(by, reply)?,
-                Asked::Resume { by, reply } => self.resume(by, reply)?,
-                Asked::Follow(mut follower) => {
-                    // What happened before it came is news to it.
-                    if follower.nudge() {
-                        self.followers.push(follower);
-                    }
+            self.take(asked)?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, asked: Asked) -> Result<(), RunnerError> {
+        match asked {
+            Asked::Kill { reply, .. }
+            | Asked::Pause { reply, .. }
+            | Asked::Resume { reply, .. }
+                if self.is_over() =>
+            {
+                reply.send("the task is over");
+            }
+            Asked::Kill { wait, lost, by, reply } => {
+                self.request_kill(wait, lost, by)?;
+                self.replies.push(reply);
+            }
+            Asked::Pause { by, reply } => self.pause(by, reply)?,
+            Asked::Resume { by, reply } => self.resume(by, reply)?,
+            Asked::Follow(mut follower) => {
+                // What happened before it came is news to it.
+                if follower.nudge() {
+                    self.followers.push(follower);
                 }
             }
         }

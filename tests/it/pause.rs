@@ -333,3 +333,47 @@ fn a_task_that_is_over_cannot_be_paused() {
         assert!(told.stderr.contains("1 of that name have ended"), "{told:?}");
     }
 }
+
+/// A request to a task without a runner is heard before a retry that has become due meanwhile is begun.
+#[test]
+fn a_runner_that_is_started_to_hear_a_request_begins_nothing_before_it() {
+    for command in ["kill", "pause"] {
+        let scene = Scene::new();
+        let again = p("a", "echo >> runs; exit 1").max_failures(0).with("min_duration", 0.3);
+        let mut following = scene.spawn(&task([again]));
+        following.wait_for_run("a", 0, "FAILED");
+        scene.runner().kill();
+        following.pid().kill();
+        std::thread::sleep(Duration::from_millis(400));
+
+        let told = scene.dewar(&[command, scene.id()]);
+
+        assert_eq!(told.status, Some(0), "{told:?}");
+        if command == "pause" {
+            scene.kill(&[]);
+        }
+        scene.resume().finish().assert("KILLED", &[("a", "F")]);
+        assert_eq!(scene.read("runs"), "\n");
+    }
+}
+
+/// A runner that does not move keeps nobody waiting for ever, and what is known of it is said.
+#[test]
+fn a_runner_that_is_stopped_is_told_of_after_a_while() {
+    let scene = Scene::new();
+    let following = running(&scene, &task([counter()]));
+    let runner = scene.runner();
+    runner.signal(Signal::SIGSTOP);
+
+    let told = scene.dewar(&["kill", scene.id()]);
+
+    let expected = format!(
+        "dewar: {id}: the runner of task {id}, pid {pid}, is stopped and has not answered for 10 s; it may still do \
+         what was asked\n",
+        id = scene.id(),
+        pid = runner.number()
+    );
+    assert_eq!((told.status, told.stderr), (Some(5), expected));
+    runner.signal(Signal::SIGCONT);
+    following.finish().assert("KILLED", &[("counts", "K")]);
+}
