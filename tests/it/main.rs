@@ -20,3 +20,4 @@ mod pause;
 mod recover;
 mod support;
 mod terminal;
+mod update;
