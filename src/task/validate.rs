@@ -17,7 +17,7 @@ use crate::proto;
 /// a few hundred bytes in every program that looks at the task.
 pub const MAX_PROCESSES: usize = 10_000;
 /// Most names in all `order` lists of a task together.
-pub const MAX_ORDER_NAMES: usize = 250_000;
+pub const MAX_ORDER_NAMES: usize = 150_000;
 /// Longest command line in bytes: with its final NUL it must fit `MAX_ARG_STRLEN`, 32 pages of
 /// 4 KiB, see execve(2).
 pub const MAX_CMDLINE_BYTES: usize = 131_071;
@@ -931,7 +931,7 @@ mod tests {
             violations(&task),
             [
                 "processes: 10001 processes; expected at most 10000",
-                "constraints: 250001 names to order; expected at most 250000",
+                "constraints: 150001 names to order; expected at most 150000",
             ]
         );
     }

@@ -665,7 +665,7 @@ fn bombs_are_refused_with_a_reason() {
     {
         laughs.push_str(&format!("{of}: &{of} [{}]\n", vec![format!("*{name}"); 10].join(",")));
     }
-    let expansion = "with its aliases expanded, the file is too large";
+    let expansion = "the file is too large, each alias counted as what it stands for";
     let processes = "- {name: p, cmdline: x}\n".repeat(MAX_PROCESSES + 1);
     let merges = format!("a: &a {{{}}}\nb: {{<<: [{}]}}", keys(2000), vec!["*a"; 2000].join(","));
     let text = format!("a: &a {}\nb: [{}]", "x".repeat(1 << 20), ["*a"; 9].join(","));
