@@ -104,9 +104,8 @@ mod tests {
     fn what_makes_no_sense_is_refused_by_name() {
         let refused = |words: &[&str]| parse(words).unwrap_err().to_string();
 
-        assert!(
-            refused(&["--boot", "full"]).starts_with(r#"there is no boot "full", but full-6.1,"#)
-        );
+        let unknown = refused(&["--boot", "full"]);
+        assert!(unknown.starts_with(r#"there is no boot "full", but "#), "{unknown}");
         assert!(refused(&["--boot"]).starts_with("--boot needs a name"));
         assert_eq!(
             refused(&["-v"]),

@@ -53,6 +53,11 @@ impl Selection {
         Self { suite: Suite::Guest, only, except: &[], deadline: Duration::from_secs(60) }
     }
 
+    /// Tests in `tests/it` of any host.
+    const fn it(except: &'static [&'static str]) -> Self {
+        Self { suite: Suite::It, only: &[""], except, deadline: Duration::from_secs(120) }
+    }
+
     /// Whether it has a test.
     pub(crate) fn has(&self, test: &str) -> bool {
         let begins = |prefixes: &[&str]| prefixes.iter().any(|prefix| test.starts_with(prefix));
@@ -66,7 +71,7 @@ pub(crate) const BOOTS: &[Boot] = &[
         name: "full-6.12",
         kernel: Series::V6_12,
         command_line: "cgroup_no_v1=all",
-        selections: &[Selection::guest(&["full::"])],
+        selections: &[Selection::guest(&["full::"]), Selection::it(&["docs::", "crash::points::"])],
     },
     Boot {
         name: "full-6.1",
