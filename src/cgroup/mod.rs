@@ -53,7 +53,7 @@ pub use controllers::{Controller, Usable};
 pub use group::Cgroup;
 pub use limits::{Unenforceable, check};
 pub use task::{Leaf, TaskCgroup};
-pub use usage::RawUsage;
+pub use usage::Sampler;
 
 /// Why something could not be done to a cgroup.
 #[derive(Debug, thiserror::Error)]

@@ -55,10 +55,8 @@ pub(super) fn summary(view: &TaskView, style: Style) -> String {
     let state = view.state();
     let word = style.task(state, words::task_state(state)).into_owned();
     let mut text = format!("{} {word}", words::name(&view.task_id));
-    if let [first, .., last] = view.state_history.as_slice()
-        && let (Some(first), Some(last)) = (first.time, last.time)
-    {
-        text = text + " after " + &words::span(words::between(first, last));
+    if let Some(took) = took(view) {
+        text = text + " after " + &words::span(took);
     }
     if let Some(detail) = &view.detail {
         text = text + ": " + &escape(detail);
@@ -69,6 +67,22 @@ pub(super) fn summary(view: &TaskView, style: Style) -> String {
         text = text + "  not enforced on this host: " + &escape(&fields) + "\n";
     }
     text + &processes(view, style)
+}
+
+/// What a task used and how long it took, for people; `None` where nothing of it is known.
+pub(super) fn used(view: &TaskView) -> Option<String> {
+    let used = words::usage(view.usage.as_ref()?);
+    if used.is_empty() {
+        return None;
+    }
+    let took = took(view).map(|time| format!("{} elapsed, ", words::span(time)));
+    Some(format!("{} used: {}{used}", words::name(&view.task_id), took.unwrap_or_default()))
+}
+
+/// Time from the first state of a task to its last, if it had more than one.
+fn took(view: &TaskView) -> Option<std::time::Duration> {
+    let [first, .., last] = view.state_history.as_slice() else { return None };
+    Some(words::between(first.time?, last.time?))
 }
 
 fn processes(view: &TaskView, style: Style) -> String {
@@ -221,6 +235,25 @@ web-1 FAILED after 0.01s: deadlock: idle waits for flaky, which failed
   idle     not run     0
 "
         );
+    }
+
+    #[test]
+    fn the_usage_of_a_task_is_one_line_of_what_is_known() {
+        let mut script = Script::new(launch(task(vec![process("a")], &[])));
+        script.enter(Phase::Active).run(0, 0, exited(0));
+        assert_eq!(used(&script.replay.view(None)), None);
+        script.enter(Phase::Cleaning).enter(Phase::Finalizing);
+        let usage = Usage {
+            cpu_time: Some(std::time::Duration::from_millis(310).into()),
+            memory_peak_bytes: Some(3 << 20),
+            ..Usage::default()
+        };
+        script.push(&Happened::Used(Box::new(usage)));
+        script.enter(Phase::Success);
+
+        let line = used(&script.replay.view(None)).unwrap();
+
+        assert_eq!(line, "web-1 used: 0.00s elapsed, 0.31s CPU, peak 3.0 MiB");
     }
 
     /// Attack 47.

@@ -131,10 +131,25 @@ pub(super) fn usage(usage: &Usage) -> String {
     if let Some(written) = usage.io_write_bytes {
         parts.push(format!("wrote {}", bytes(written)));
     }
-    if let Some(kills) = usage.oom_kills.filter(|&kills| kills > 0) {
-        parts.push(format!("{kills} OOM kill{}", if kills == 1 { "" } else { "s" }));
-    }
+    parts.push(limits_hit(usage));
+    parts.retain(|part| !part.is_empty());
     parts.join(", ")
+}
+
+/// What limits did to whoever used this, such as `throttled 3.21s, 1 OOM kill`; empty if nothing.
+pub(super) fn limits_hit(usage: &Usage) -> String {
+    let throttled = usage.cpu_throttled_time.and_then(|time| Duration::try_from(time).ok());
+    let throttled = throttled.filter(|time| !time.is_zero());
+    let counted = |count: Option<u64>, one: &str, many: &str| {
+        let count = count.filter(|&count| count > 0)?;
+        Some(if count == 1 { format!("1 {one}") } else { format!("{count} {many}") })
+    };
+    let parts = [
+        throttled.map(|time| format!("throttled {}", span(time))),
+        counted(usage.pids_limit_hits, "fork refused", "forks refused"),
+        counted(usage.oom_kills, "OOM kill", "OOM kills"),
+    ];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -207,6 +222,25 @@ mod tests {
             }),
             said("its coordinator died (100 losses in a row: the process has failed)")
         );
+    }
+
+    #[test]
+    fn a_usage_is_told_as_far_as_it_is_known() {
+        let span = |millis| Some(Duration::from_millis(millis).into());
+        let used = Usage {
+            cpu_time: span(310),
+            memory_peak_bytes: Some(3 << 20),
+            io_read_bytes: Some(0),
+            cpu_throttled_time: span(3_210),
+            pids_limit_hits: Some(1),
+            oom_kills: Some(2),
+            ..Usage::default()
+        };
+
+        let text =
+            "0.31s CPU, peak 3.0 MiB, read 0 B, throttled 3.21s, 1 fork refused, 2 OOM kills";
+        assert_eq!(usage(&used), text);
+        assert_eq!(usage(&Usage { oom_kills: Some(0), ..Usage::default() }), "");
     }
 
     #[test]

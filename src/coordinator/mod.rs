@@ -354,18 +354,8 @@ fn remove(leaf: Option<&Leaf>) {
 
 /// What the run used: by its leaf, or by what the kernel adds up for children that were waited for.
 fn usage(leaf: Option<&Leaf>) -> Option<Usage> {
-    let micros = |micros: u64| duration(Duration::from_micros(micros));
     if let Some(leaf) = leaf {
-        let raw = leaf.usage();
-        return Some(Usage {
-            cpu_time: raw.cpu_usec.map(micros),
-            cpu_user_time: raw.cpu_user_usec.map(micros),
-            cpu_system_time: raw.cpu_system_usec.map(micros),
-            memory_peak_bytes: raw.memory_peak,
-            io_read_bytes: raw.io_read,
-            io_write_bytes: raw.io_written,
-            oom_kills: raw.oom_kills,
-        });
+        return Some(leaf.usage());
     }
     let children = getrusage(UsageWho::RUSAGE_CHILDREN).ok()?;
     let time = |time: TimeVal| {

@@ -98,6 +98,7 @@ impl Runner {
             news: false,
             recheck: None,
             recheck_pause: 0,
+            used: None,
         };
         if !runner.state.phase().is_some_and(Phase::is_terminal) {
             runner.record_lead(recovered.dropped_bytes)?;

@@ -32,7 +32,7 @@ use crate::checkpoint::{
     Identity, Instant, IoError, OpenError, Position, ReadError, Root, WriteError, Writer, tasks,
 };
 use crate::failpoint::{Failpoint, hit};
-use crate::proto::{Launch, VerdictReason};
+use crate::proto::{Launch, Usage, VerdictReason};
 use crate::state::{Effect, Event, Phase, Stamp, TaskState, plan, wake};
 use crate::sys::clock;
 use crate::sys::socket::Peer;
@@ -214,6 +214,8 @@ pub struct Runner {
     recheck: Option<u64>,
     /// The pause before that look, nanoseconds.
     recheck_pause: u64,
+    /// What the task used, once nothing of it lives; until that is recorded.
+    used: Option<Usage>,
 }
 
 impl Runner {
@@ -268,6 +270,9 @@ impl Runner {
             Effect::Enter(phase) => {
                 if phase.is_terminal() && !self.is_empty()? {
                     return Ok(false);
+                }
+                if let Some(usage) = self.used.take() {
+                    self.record(Event::Used(Box::new(usage)), clock::now())?;
                 }
                 self.sync_due |= phase.is_terminal();
                 self.record(Event::Entered(phase), clock::now())?;

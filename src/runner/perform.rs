@@ -15,7 +15,7 @@ use crate::checkpoint::{OpenError, Recovery, WriteError, Writer};
 use crate::coordinator::{self, Job};
 use crate::failpoint::{Failpoint, hit};
 use crate::proto::record::Kind;
-use crate::proto::{KillStage, Verdict, VerdictReason};
+use crate::proto::{KillStage, Usage, Verdict, VerdictReason};
 use crate::state::{Event, Outcome, Phase, RunEnd, RunState, RunStep};
 use crate::sys::{clock, clone, pidfd, process};
 
@@ -370,12 +370,18 @@ impl Runner {
                 cgroup.kill()?;
                 false
             }
-            Some(cgroup) => match cgroup.remove() {
-                Ok(()) => true,
-                // Somebody moved in meanwhile.
-                Err(CgroupError::Populated(_)) => false,
-                Err(error) => return Err(error.into()),
-            },
+            Some(cgroup) => {
+                let used = Some(cgroup.usage()).filter(|used| *used != Usage::default());
+                match cgroup.remove() {
+                    Ok(()) => {
+                        self.used = used;
+                        true
+                    }
+                    // Somebody moved in meanwhile.
+                    Err(CgroupError::Populated(_)) => false,
+                    Err(error) => return Err(error.into()),
+                }
+            }
         };
         if !empty {
             self.look_again();

@@ -58,6 +58,8 @@ pub enum Event {
         /// Why.
         stage: KillStage,
     },
+    /// What the task used in all was read, when nothing of it lived any more.
+    Used(Box<proto::Usage>),
 }
 
 /// A step in the life of a run.

@@ -61,6 +61,9 @@ impl Event {
             Kind::Doomed(doomed) => {
                 Self::Doomed { process: doomed.process, run: doomed.run, stage: doomed.stage() }
             }
+            Kind::Used(used) => {
+                Self::Used(Box::new(used.usage.ok_or(RecordError::Field("usage"))?))
+            }
         })
     }
 
@@ -96,6 +99,7 @@ impl Event {
             &Self::Doomed { process, run, stage } => {
                 Kind::Doomed(proto::Doomed { process, run, stage: stage.into() })
             }
+            Self::Used(usage) => Kind::Used(proto::TaskUsed { usage: Some(**usage) }),
         }
     }
 }

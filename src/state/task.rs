@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::event::{Event, KillStage, Outcome, ProcessId, RunEnd, RunStep, Stamp};
 use super::process::{Process, Run, RunState, Settled, state_of};
-use crate::proto::{Verdict, VerdictReason};
+use crate::proto::{Usage, Verdict, VerdictReason};
 use crate::task::TaskSpec;
 
 /// Where a task is in its life (T41).
@@ -153,6 +153,7 @@ pub struct TaskState {
     dropped_bytes: u64,
     kill: Option<Kill>,
     deadline: Option<u64>,
+    usage: Option<Box<Usage>>,
     processes: Vec<Process>,
     live: BTreeSet<u32>,
     pub(super) regular: Plan,
@@ -172,6 +173,7 @@ impl TaskState {
             dropped_bytes: 0,
             kill: None,
             deadline: None,
+            usage: None,
             processes: vec![Process::default(); spec.processes.len()],
             live: BTreeSet::new(),
             regular: Plan::default(),
@@ -224,6 +226,11 @@ impl TaskState {
     /// CLOCK_BOOTTIME at which CLEANING and FINALIZING must be over, nanoseconds.
     pub fn deadline(&self) -> Option<u64> {
         self.deadline
+    }
+
+    /// What it used in all, as its cgroup accounted for it; `None` before its end, and where that was not read.
+    pub fn usage(&self) -> Option<&Usage> {
+        self.usage.as_deref()
     }
 
     /// Its processes, in declared order.
@@ -338,6 +345,7 @@ impl TaskState {
                 run.doomed = Some(stage);
                 run.killing = true;
             }
+            Event::Used(usage) => self.usage = Some(usage.clone()),
         }
         Ok(())
     }

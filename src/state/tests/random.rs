@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use super::reference;
 use super::script::{Attempt, End, MS, OnTerm, Scripted, Task, process, task};
 use super::sim::{Sim, natural_end};
+use crate::proto::Usage;
 use crate::state::{
     Event, KillStage, Leader, Outcome, Phase, ProcessId, RunEnd, RunState, RunStep, Stamp,
     TaskState,
@@ -177,6 +178,8 @@ fn events() -> impl Strategy<Value = Event> {
             .prop_map(|(deadline, lost)| Event::KillRequested { deadline, lost, by_uid: 0, by_pid: 0 }),
         1 => id.clone().prop_map(|(process, run)| Event::Terminated { process, run }),
         1 => id.prop_map(|(process, run)| Event::Doomed { process, run, stage: KillStage::Request }),
+        1 => any::<u64>()
+            .prop_map(|bytes| Event::Used(Box::new(Usage { memory_peak_bytes: Some(bytes), ..Usage::default() }))),
     ]
 }
 
@@ -191,7 +194,7 @@ fn may_follow(sim: &Sim, event: &Event) -> bool {
         (of.0 == run).then_some(of.1.state)
     };
     match *event {
-        Event::Led(_) | Event::KillRequested { .. } => true,
+        Event::Led(_) | Event::KillRequested { .. } | Event::Used(_) => true,
         Event::Entered(to) => match state.phase() {
             None => to == Phase::Active,
             Some(Phase::Active) => to == Phase::Cleaning,
