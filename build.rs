@@ -1,7 +1,8 @@
-//! Turns `proto/` into Rust: messages by prost, their proto3 JSON by pbjson. No `protoc` is needed.
+//! Turns `proto/` into Rust: messages by prost, their proto3 JSON by pbjson. No `protoc` is needed. And links the unwinder in.
 #![allow(clippy::disallowed_methods, reason = "generates code")]
 
 use std::path::PathBuf;
+use std::process::Command;
 use std::{env, fs, io};
 
 use prost::Message;
@@ -16,6 +17,7 @@ const PROTOS: [&str; 5] = [
 
 fn main() -> io::Result<()> {
     println!("cargo:rerun-if-changed=proto");
+    link_unwinder();
     let descriptors = protox::compile(PROTOS, ["proto"]).map_err(io::Error::other)?;
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or(io::ErrorKind::NotFound)?);
     let set = out.join("descriptors.bin");
@@ -38,4 +40,20 @@ fn main() -> io::Result<()> {
         .emit_fields()
         .build(&[".dewar"])?;
     Ok(())
+}
+
+/// Has the unwinder linked in where the C compiler has it as an archive, and not loaded as `libgcc_s.so` by each `dewar` and
+/// each `dewar-runner` that starts: a tenth of a millisecond each time, for something that only a panic needs.
+fn link_unwinder() {
+    println!("cargo:rerun-if-env-changed=CC");
+    let compiler = env::var_os("CC").unwrap_or_else(|| "cc".into());
+    let Ok(answer) = Command::new(compiler).arg("-print-file-name=libgcc_eh.a").output() else {
+        return;
+    };
+    // A compiler that does not have it answers with the bare name.
+    let path = PathBuf::from(String::from_utf8_lossy(&answer.stdout).trim_end());
+    if let Some(dir) = path.parent().filter(|dir| dir.is_absolute()) {
+        println!("cargo:rustc-link-search=native={}", dir.display());
+        println!("cargo:rustc-link-lib=static=gcc_eh");
+    }
 }

@@ -7,10 +7,14 @@ _default:
 test *FILTER:
     tests/run {{FILTER}}
 
+# What needs a kernel of its own, in virtual machines: `just vm-test oom`, `just vm-test --boot full-6.1`.
+vm-test *ARGUMENTS:
+    cargo run --locked -q -p vm-tests -- {{ARGUMENTS}}
+
 # Format and lints only.
 check:
     cargo fmt --check
-    cargo clippy --all-targets -- -D warnings
+    cargo clippy --workspace --all-targets -- -D warnings
 
 # Both programs, as they are shipped: target/release/dewar and target/release/dewar-runner.
 build:

@@ -79,6 +79,16 @@ pub enum LaunchError {
     },
 }
 
+impl From<AcceptError> for LaunchError {
+    fn from(error: AcceptError) -> Self {
+        match error {
+            AcceptError::Io(error) => error.into(),
+            AcceptError::Finished(task) => Self::Finished(task),
+            AcceptError::Active(task) | AcceptError::Busy(task) => held(&task, "another launch"),
+        }
+    }
+}
+
 /// What became of a task that was handed in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Accepted {
@@ -158,27 +168,20 @@ fn write(
     let now = clock::now();
     let at = Instant { boot_nanos: now.boot, unix_nanos: now.wall };
     writer.append(Kind::Launch(launch.clone()), at)?;
-    writer.sync()?;
-    root.sync_checkpoint(task)?;
-    pass(root, task, Failpoint::AcceptSynced)?;
+    // A full disk is found here, before any of it is waited for.
+    writer.flush()?;
     let mut content = serde_json::to_vec(launch).expect("a message without maps of odd keys");
     content.push(b'\n');
-    match tasks::accept(root, task, &content) {
-        Ok(()) => {
-            // It is accepted, whatever fails from here on.
-            let _ = hit(Failpoint::AcceptAccepted);
-            Ok(())
-        }
-        Err(AcceptError::Io(error)) => {
-            // It may be there, and only not be durable. The lock of its stream is ours, so no runner has begun.
-            let _ = std::fs::remove_file(root.task(Place::Active, task));
-            Err(error.into())
-        }
-        Err(AcceptError::Finished(task)) => Err(LaunchError::Finished(task)),
-        Err(AcceptError::Active(task) | AcceptError::Busy(task)) => {
-            Err(held(&task, "another launch"))
-        }
-    }
+    tasks::accept(root, task, &content, || {
+        tasks::together(
+            || root.sync_checkpoint(task),
+            || writer.sync().map_err(LaunchError::from),
+        )?;
+        pass(root, task, Failpoint::AcceptSynced)
+    })?;
+    // It is accepted, whatever fails from here on.
+    let _ = hit(Failpoint::AcceptAccepted);
+    Ok(())
 }
 
 /// The stream of a task that is not accepted yet, locked; `None` if the id is somebody else's by now.

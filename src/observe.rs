@@ -4,6 +4,8 @@
 //! wrong with a stream into a view that says so.
 #![allow(clippy::disallowed_methods, reason = "reads streams")]
 
+use std::path::PathBuf;
+
 use crate::causes::chain;
 use crate::checkpoint::paths::Place;
 use crate::checkpoint::{Identity, IoError, ReadError, Reader, Root, Tail, lock};
@@ -68,6 +70,8 @@ fn tells_of_an_end(record: &Record) -> bool {
 #[derive(Debug)]
 pub struct Observed {
     path: String,
+    /// Where the task is once it is over.
+    finished: PathBuf,
     reader: Reader,
     replay: Option<Replay>,
 }
@@ -81,7 +85,8 @@ impl Observed {
     pub fn open(root: &Root, id: &TaskId) -> Result<Self, ObserveError> {
         let path = root.runner(id).display().to_string();
         let reader = Reader::open(root, &Identity::runner(id.clone()))?;
-        Ok(Self { path, reader, replay: None })
+        let finished = root.task(Place::Finished, id);
+        Ok(Self { path, finished, reader, replay: None })
     }
 
     /// Takes in the records that are there and were not read yet, and hands each to `each` with the task after it.
@@ -117,7 +122,8 @@ impl Observed {
             if batch.is_empty() {
                 return Ok(());
             }
-            if batch.iter().any(|(_, record)| tells_of_an_end(record)) {
+            // What is among the finished ones was synced before it was moved there.
+            if batch.iter().any(|(_, record)| tells_of_an_end(record)) && !self.finished.exists() {
                 self.reader.sync()?;
             }
             for (offset, record) in batch {
@@ -254,9 +260,9 @@ fn damaged(id: &TaskId, read: Option<&Replay>, error: ObserveError) -> Result<Si
 #[cfg(test)]
 pub(crate) mod tests {
     use std::fs;
-    use std::path::PathBuf;
 
     use super::*;
+    use crate::checkpoint::testing::accept;
     use crate::checkpoint::{Instant, Writer, tasks};
     use crate::proto::record::Kind;
     use crate::proto::{Launch, TaskState};
@@ -294,7 +300,7 @@ pub(crate) mod tests {
                 writer.append(kind, Instant { boot_nanos: 1, unix_nanos: 1 }).unwrap();
             }
             writer.sync().unwrap();
-            tasks::accept(&self.root, &task, &serde_json::to_vec(&launch).unwrap()).unwrap();
+            accept(&self.root, &task, &serde_json::to_vec(&launch).unwrap()).unwrap();
             task
         }
 
@@ -379,7 +385,7 @@ pub(crate) mod tests {
         let node = Node::new("unbegun");
         let task = TaskId::new("a").unwrap();
         let accepted = serde_json::to_vec(&Node::launch("a")).unwrap();
-        tasks::accept(&node.root, &task, &accepted).unwrap();
+        accept(&node.root, &task, &accepted).unwrap();
 
         let sight = look(&node.root, &task, Place::Active).unwrap();
 

@@ -30,7 +30,7 @@ pub mod paths;
 pub mod reader;
 pub mod tasks;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod writer;
 
 pub use file::{IoError, sync_dir};

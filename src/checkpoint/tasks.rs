@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use super::file::{self, IoError, sync_dir};
 use super::paths::{Place, Root};
@@ -29,23 +30,56 @@ pub enum AcceptError {
 
 /// Writes the accepted task `content`, so that it is there whole and durably, or not at all.
 ///
+/// `before` makes durable what must be so before the task is accepted. Each sync waits for the disk, so the content
+/// is synced at the same time. An error of `before` is the answer, and the task is not accepted.
+///
 /// A task of the same id is never written over, whoever tries at the same time. A crash can leave a hidden file, which
 /// is no task, and which the next try for the same id uses up.
 ///
 /// # Errors
 ///
-/// [`AcceptError`].
-pub fn accept(root: &Root, id: &TaskId, content: &[u8]) -> Result<(), AcceptError> {
+/// Those of `before`; [`AcceptError`].
+pub fn accept<E: From<AcceptError>>(
+    root: &Root,
+    id: &TaskId,
+    content: &[u8],
+    before: impl FnOnce() -> Result<(), E>,
+) -> Result<(), E> {
     let dir = root.tasks(Place::Active);
     let hidden = Hidden::take(&dir, id)?;
-    let accepted = refuse_known(root, id).and_then(|()| {
-        hidden.write(content)?;
-        hidden.publish(&root.task(Place::Active, id)).map_err(AcceptError::from)
+    let accepted = refuse_known(root, id).map_err(E::from).and_then(|()| {
+        hidden.write(content).map_err(AcceptError::from)?;
+        together(|| hidden.sync().map_err(AcceptError::from), before)?;
+        Ok(hidden.publish(&root.task(Place::Active, id)).map_err(AcceptError::from)?)
     });
     let removed = hidden.remove();
     accepted?;
-    removed?;
-    Ok(sync_dir(&dir)?)
+    removed.and_then(|()| sync_dir(&dir)).map_err(|error| {
+        // It is there, and only not durable. Its stream is locked, so no runner has begun.
+        let _ = fs::remove_file(root.task(Place::Active, id));
+        AcceptError::from(error).into()
+    })
+}
+
+/// Does both at the same time, where another thread can be had, and else one after the other. Where both fail, the error is
+/// that of `here`.
+pub fn together<A: Send, E: From<A>>(
+    there: impl FnOnce() -> Result<(), A> + Send,
+    here: impl FnOnce() -> Result<(), E>,
+) -> Result<(), E> {
+    let there = Mutex::new(Some(there));
+    let take = || there.lock().unwrap_or_else(PoisonError::into_inner).take();
+    std::thread::scope(|scope| {
+        let started =
+            std::thread::Builder::new().spawn_scoped(scope, || take().map(|there| there()));
+        let ours = here();
+        let theirs = match started {
+            Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            Err(_) => take().map(|there| there()),
+        };
+        ours?;
+        Ok(theirs.unwrap_or(Ok(()))?)
+    })
 }
 
 /// Moves a task that is over to the finished ones. Doing it again changes nothing.
@@ -114,8 +148,11 @@ impl Hidden {
     fn write(&self, content: &[u8]) -> Result<(), IoError> {
         let failed = |call| move |source| IoError::new(call, &self.path, source);
         self.file.set_len(0).map_err(failed("ftruncate"))?;
-        (&self.file).write_all(content).map_err(failed("write"))?;
-        self.file.sync_all().map_err(failed("fsync"))
+        (&self.file).write_all(content).map_err(failed("write"))
+    }
+
+    fn sync(&self) -> Result<(), IoError> {
+        self.file.sync_all().map_err(|source| IoError::new("fsync", &self.path, source))
     }
 
     /// Gives it its name; unlike rename(2), link(2) does not replace.
@@ -131,7 +168,7 @@ impl Hidden {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::testing::{root, task};
+    use crate::checkpoint::testing::{accept, root, task};
 
     fn names(dir: &Path) -> Vec<String> {
         let name = |entry: fs::DirEntry| entry.file_name().into_string().unwrap();

@@ -2,9 +2,16 @@
 #![allow(unsafe_code)]
 
 use std::convert::Infallible;
+use std::ffi::c_void;
+use std::mem::ManuallyDrop;
+use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr::NonNull;
 
 use nix::errno::Errno;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
+use nix::sys::signal::{SigSet, SigmaskHow};
 use nix::unistd::{ForkResult, Pid};
 
 use super::check;
@@ -17,49 +24,190 @@ const INTO_CGROUP: u64 = 0x2_0000_0000;
 const STRAY: i32 = 125;
 
 /// Makes a child that is born in `cgroup` (in the caller's own where there is none) and runs
-/// `child`, which ends in `execve` or exit. Returns its pid, and a pidfd that is valid whatever
+/// `child`, which ends in `execve` or exit. Returns once it has, with its pid, and a pidfd that is valid whatever
 /// happens to the pid.
 ///
-/// Without `CLONE_VM` the child has a copy of memory, as after `fork`; but libc does not know of
-/// it, and its idea of who it is (cached thread id, fork handlers) is the parent's. So `child`
-/// makes system calls and nothing else. In a process of several threads that is all it could do
-/// anyway: a lock held by a thread that the child does not have is never released.
+/// As after `vfork`, the child has the caller's memory, not a copy: no page table is copied, and no page is
+/// copied when either writes to it. The calling thread stands still meanwhile. The child has a stack of its own, and
+/// libc does not know of it, so `child` makes system calls and nothing else. It begins with all signals blocked, since a
+/// handler of the caller's would run in the caller's memory.
 ///
 /// # Errors
 ///
-/// Those of `clone3(2)`; `ENODEV`, `EOPNOTSUPP` and `EBUSY` are about the cgroup. No child exists
-/// then.
-pub fn clone_into(
+/// Those of `clone3(2)`; `ENODEV`, `EOPNOTSUPP` and `EBUSY` are about the cgroup. Those of `mmap(2)`, for the stack. No
+/// child exists then.
+pub fn clone_into<F: FnOnce() -> Infallible>(
     cgroup: Option<BorrowedFd<'_>>,
-    child: impl FnOnce() -> Infallible,
+    child: F,
 ) -> Result<(Pid, OwnedFd), Errno> {
+    let stack = Stack::new()?;
+    let mut child = ManuallyDrop::new(child);
     let mut pidfd: RawFd = -1;
+    let shared = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD;
     let args = libc::clone_args {
-        flags: libc::CLONE_PIDFD as u64 | if cgroup.is_some() { INTO_CGROUP } else { 0 },
+        flags: shared as u64 | if cgroup.is_some() { INTO_CGROUP } else { 0 },
         pidfd: (&raw mut pidfd).expose_provenance() as u64,
         child_tid: 0,
         parent_tid: 0,
         exit_signal: libc::SIGCHLD as u64,
-        stack: 0,
-        stack_size: 0,
+        stack: stack.lowest() as u64,
+        stack_size: Stack::SIZE as u64,
         tls: 0,
         set_tid: 0,
         set_tid_size: 0,
         cgroup: cgroup.map_or(0, |fd| fd.as_raw_fd() as u64),
     };
-    // SAFETY: `args` is a whole `clone_args` of the size given, and `pidfd` is a writable int that
-    // outlives the call. With stack 0 and neither CLONE_VM nor CLONE_VFORK the child goes on with a
-    // copy of this stack and of all memory, so nothing that either side does is seen by the other.
-    // `cgroup` is an open descriptor while it is borrowed.
+    // SAFETY: `args` is a whole `clone_args`; `pidfd` is a writable int that outlives the call, as does the stack, which nobody
+    // else uses. `cgroup` is an open descriptor while it is borrowed. With CLONE_VFORK this thread goes on
+    // only when the child has its own memory or is gone, so `child` is alive while `enter` takes it, and is used by
+    // one side only: it is never dropped here once the child has it. No handler of ours runs in the child.
     let pid =
-        check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of_val(&args)) })?;
-    if pid == 0 {
-        become_child(child);
+        with_all_blocked(|| check(unsafe { clone3(&args, enter::<F>, (&raw mut child).cast()) }));
+    if pid.is_err() {
+        // SAFETY: there is no child, so nobody took it.
+        unsafe { ManuallyDrop::drop(&mut child) };
     }
+    let pid = pid?;
     // SAFETY: with CLONE_PIDFD the kernel has stored a new descriptor of this process in `pidfd`;
     // nobody else knows of it.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     Ok((Pid::from_raw(pid as libc::pid_t), pidfd))
+}
+
+/// Does `act` with all signals of this thread blocked.
+fn with_all_blocked<T>(act: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
+    let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+    let done = act();
+    // It is a mask that the kernel gave.
+    let _ = before.thread_set_mask();
+    done
+}
+
+/// Where a child begins.
+///
+/// # Safety
+///
+/// `child` is a `ManuallyDrop<F>` that nobody else uses from now on.
+unsafe extern "C" fn enter<F: FnOnce() -> Infallible>(child: *mut c_void) -> ! {
+    // SAFETY: as above.
+    become_child(unsafe { ManuallyDrop::take(&mut *child.cast::<ManuallyDrop<F>>()) })
+}
+
+/// `clone3(2)` with a stack of its own, on which the child calls `enter(data)`. Returns, to the parent, what the kernel
+/// does: a pid, or an error number below 0.
+///
+/// libc has no wrapper, and its `syscall` would return on the child's stack, where there is nothing to return to.
+///
+/// # Safety
+///
+/// As of `clone3(2)` for `args`; and `enter` may be called with `data`, while the parent stands still.
+#[cfg(target_arch = "x86_64")]
+unsafe fn clone3(
+    args: &libc::clone_args,
+    enter: unsafe extern "C" fn(*mut c_void) -> !,
+    data: *mut c_void,
+) -> libc::c_long {
+    let result: libc::c_long;
+    // SAFETY: the kernel keeps all registers but rax, rcx and r11 (syscall(2)), in parent and child. The parent jumps to
+    // the end with its own stack untouched. In the child rsp is the top of the new stack, aligned to a page, so the call
+    // aligns it as the ABI says, and does not return. What the child writes to memory is what `asm!` takes for
+    // granted: it is not declared `nomem`.
+    unsafe {
+        std::arch::asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            "xor ebp, ebp",
+            "mov rdi, r12",
+            "call r13",
+            "ud2",
+            "2:",
+            inlateout("rax") libc::SYS_clone3 => result,
+            in("rdi") args,
+            in("rsi") size_of_val(args),
+            in("r12") data,
+            in("r13") enter,
+            lateout("rcx") _,
+            lateout("r11") _,
+        );
+    }
+    if (-4095..0).contains(&result) {
+        Errno::set_raw(-result as i32);
+        return -1;
+    }
+    result
+}
+
+/// As above.
+///
+/// # Safety
+///
+/// As above.
+#[cfg(target_arch = "aarch64")]
+unsafe fn clone3(
+    args: &libc::clone_args,
+    enter: unsafe extern "C" fn(*mut c_void) -> !,
+    data: *mut c_void,
+) -> libc::c_long {
+    let result: libc::c_long;
+    // SAFETY: the kernel keeps all registers but x0 (syscall(2)), in parent and child. The parent branches to the end with its
+    // own stack untouched. In the child sp is the top of the new stack, aligned to a page; the call does not return.
+    unsafe {
+        std::arch::asm!(
+            "svc 0",
+            "cbnz x0, 2f",
+            "mov x29, xzr",
+            "mov x0, x20",
+            "blr x21",
+            "brk 1",
+            "2:",
+            inlateout("x0") args => result,
+            in("x1") size_of_val(args),
+            in("x8") libc::SYS_clone3,
+            in("x20") data,
+            in("x21") enter,
+            lateout("x30") _,
+        );
+    }
+    if (-4095..0).contains(&result) {
+        Errno::set_raw(-result as i32);
+        return -1;
+    }
+    result
+}
+
+/// Stack of a child, above a page that nobody may touch: one that grew into it ends the child, not the parent's memory.
+struct Stack(NonNull<c_void>);
+
+impl Stack {
+    /// The steps of a launch take a few kB; a build without optimisation some more.
+    const SIZE: usize = 128 * 1024;
+    /// At least a page, of whatever size.
+    const GUARD: usize = 64 * 1024;
+    const WHOLE: NonZeroUsize = NonZeroUsize::new(Self::GUARD + Self::SIZE).unwrap();
+
+    fn new() -> Result<Self, Errno> {
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_STACK | MapFlags::MAP_NORESERVE;
+        // SAFETY: a new mapping, at a place of the kernel's choice, touches no memory that is in use.
+        let stack = Self(unsafe {
+            mmap_anonymous(None, Self::WHOLE, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags)?
+        });
+        // SAFETY: these are the lowest pages of the mapping, which nobody has used.
+        unsafe { mprotect(stack.0, Self::GUARD, ProtFlags::PROT_NONE)? };
+        Ok(stack)
+    }
+
+    /// The lowest byte that may be used.
+    fn lowest(&self) -> usize {
+        self.0.as_ptr().expose_provenance() + Self::GUARD
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and its only user, a child, has its own memory by now, or never was.
+        let _ = unsafe { munmap(self.0, Self::WHOLE.get()) };
+    }
 }
 
 /// Forks a child that goes on as a whole program, a coordinator, and runs `child`. Returns its pid, and a pidfd if one could
@@ -92,17 +240,11 @@ fn pidfd_of_child(child: Pid) -> Result<OwnedFd, Errno> {
     }
 }
 
-/// Runs `child`. A panic in it must not unwind into the frames below, which are the parent's
-/// business.
+/// Runs `child`. A panic in it must not unwind into the frames below, which are the parent's business; caught, it is
+/// also not counted as one of the parent's, whose memory this may be.
 fn become_child(child: impl FnOnce() -> Infallible) -> ! {
-    struct ExitOnUnwind;
-    impl Drop for ExitOnUnwind {
-        fn drop(&mut self) {
-            exit_now(STRAY);
-        }
-    }
-    let _guard = ExitOnUnwind;
-    match child() {}
+    let Ok(never) = catch_unwind(AssertUnwindSafe(child)) else { exit_now(STRAY) };
+    match never {}
 }
 
 #[cfg(test)]
@@ -114,6 +256,7 @@ mod tests {
     use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 
     use super::*;
+    use crate::sys::exec::Image;
 
     fn status(pid: Pid, pidfd: &OwnedFd) -> WaitStatus {
         let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
@@ -156,10 +299,10 @@ mod tests {
         std::fs::create_dir(&path).unwrap();
         let dir = std::fs::File::open(&path).unwrap();
 
+        let sleep = Image::new(c"/bin/sleep".into(), vec![c"sleep".into(), c"inf".into()], vec![]);
         let (pid, pidfd) = clone_into(Some(dir.as_fd()), || {
-            loop {
-                nix::unistd::pause();
-            }
+            sleep.execve();
+            exit_now(STRAY)
         })
         .unwrap();
         let procs = std::fs::read_to_string(path.join("cgroup.procs")).unwrap();

@@ -1,0 +1,4 @@
+//! On machines where all controllers are on cgroup v2.
+
+mod contained;
+mod smoke;

@@ -1,0 +1,102 @@
+//! The machines: what each boots, and which tests run there.
+
+use std::time::Duration;
+
+use crate::kernel::Series;
+
+/// A machine.
+#[derive(Debug)]
+pub(crate) struct Boot {
+    /// Its name, by which tests are prefixed.
+    pub(crate) name: &'static str,
+    pub(crate) kernel: Series,
+    /// What its kernel is told, beyond what all are told.
+    pub(crate) command_line: &'static str,
+    /// What runs on it.
+    pub(crate) selections: &'static [Selection],
+}
+
+/// Tests of one binary.
+#[derive(Debug)]
+pub(crate) struct Selection {
+    pub(crate) suite: Suite,
+    /// Tests whose name begins with one of these.
+    pub(crate) only: &'static [&'static str],
+    /// But not those whose name begins with one of these.
+    pub(crate) except: &'static [&'static str],
+    /// A test that takes longer has hung.
+    pub(crate) deadline: Duration,
+}
+
+/// A test binary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Suite {
+    /// `vm-tests/guest`.
+    Guest,
+    /// `tests/it`, which runs on any host, in the guest.
+    It,
+}
+
+impl Suite {
+    /// Name of its binary.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Guest => "guest",
+            Self::It => "it",
+        }
+    }
+}
+
+impl Selection {
+    /// Tests in `vm-tests/guest` of these modules.
+    const fn guest(only: &'static [&'static str]) -> Self {
+        Self { suite: Suite::Guest, only, except: &[], deadline: Duration::from_secs(60) }
+    }
+
+    /// Whether it has a test.
+    pub(crate) fn has(&self, test: &str) -> bool {
+        let begins = |prefixes: &[&str]| prefixes.iter().any(|prefix| test.starts_with(prefix));
+        begins(self.only) && !begins(self.except)
+    }
+}
+
+/// All machines, in the order in which they are booted.
+pub(crate) const BOOTS: &[Boot] = &[
+    Boot {
+        name: "full-6.12",
+        kernel: Series::V6_12,
+        command_line: "cgroup_no_v1=all",
+        selections: &[Selection::guest(&["full::"])],
+    },
+    Boot {
+        name: "full-6.1",
+        kernel: Series::V6_1,
+        command_line: "cgroup_no_v1=all",
+        selections: &[Selection::guest(&["full::"])],
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_selection_has_what_begins_right_and_is_not_excepted() {
+        let except = &["full::oom"];
+        let selection = Selection { except, ..Selection::guest(&["full::", "v1::"]) };
+
+        assert!(selection.has("full::cpu"));
+        assert!(selection.has("v1::cpu"));
+        assert!(!selection.has("full::oom::kills"));
+        assert!(!selection.has("hybrid::full::cpu"));
+    }
+
+    #[test]
+    fn no_two_boots_have_one_name() {
+        let mut names: Vec<_> = BOOTS.iter().map(|boot| boot.name).collect();
+        names.sort_unstable();
+        names.dedup();
+
+        assert_eq!(names.len(), BOOTS.len());
+    }
+}

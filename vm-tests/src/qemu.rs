@@ -1,0 +1,145 @@
+//! A virtual machine: started, talked to, ended.
+
+use std::fs::File;
+use std::io::{self, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::Duration;
+
+use vm_tests::place::PORT;
+use vm_tests::wire::{self, Event, Order};
+
+/// How the guest's instructions are carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Accelerator {
+    /// By the host's processor.
+    Kvm,
+    /// By translation: several times slower, and works everywhere.
+    Tcg,
+}
+
+impl Accelerator {
+    fn arguments(self) -> [&'static str; 4] {
+        match self {
+            Self::Kvm => ["-accel", "kvm", "-cpu", "host"],
+            Self::Tcg => ["-accel", "tcg,thread=multi", "-cpu", "max"],
+        }
+    }
+}
+
+/// What a machine is made of.
+pub(crate) struct Hardware<'a> {
+    pub(crate) accelerator: Accelerator,
+    pub(crate) kernel: &'a Path,
+    pub(crate) initrd: &'a Path,
+    pub(crate) command_line: &'a str,
+    /// Its console, and what QEMU has to say, go here.
+    pub(crate) log: PathBuf,
+}
+
+/// Why a machine is of no more use.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Lost {
+    #[error("{0} has not answered for {1:?}")]
+    Silent(&'static str, Duration),
+    #[error("the machine ended unexpectedly{}", panic.as_deref().map(|line| format!(": {line}")).unwrap_or_default())]
+    Ended {
+        /// What the kernel said of it.
+        panic: Option<String>,
+    },
+    #[error("talk to the guest")]
+    Talk(#[source] io::Error),
+    #[error("start qemu-system-x86_64; tests/run installs it")]
+    Start(#[source] io::Error),
+}
+
+/// A running machine. It is killed when it is dropped.
+pub(crate) struct Machine {
+    qemu: Child,
+    orders: ChildStdin,
+    events: Receiver<io::Result<Event>>,
+    log: PathBuf,
+}
+
+impl Machine {
+    /// Starts it; it has yet to boot.
+    pub(crate) fn start(hardware: &Hardware<'_>) -> Result<Self, Lost> {
+        let said = File::create(&hardware.log).map_err(Lost::Start)?;
+        // It dies with us, however we end.
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
+            .args(hardware.accelerator.arguments())
+            .args(["-M", "q35", "-m", "1024", "-smp", "2", "-no-reboot", "-nodefaults"])
+            .args(["-display", "none", "-nic", "none"])
+            .arg("-chardev")
+            .arg(format!("file,id=console,append=on,path={}", hardware.log.display()))
+            .args(["-serial", "chardev:console"])
+            .args(["-device", "virtio-serial-pci", "-chardev", "stdio,id=port,signal=off"])
+            .args(["-device", &format!("virtserialport,chardev=port,name={PORT}")])
+            .arg("-kernel")
+            .arg(hardware.kernel)
+            .arg("-initrd")
+            .arg(hardware.initrd)
+            .args(["-append", &format!("console=ttyS0 quiet panic=-1 {}", hardware.command_line)]);
+        let mut qemu = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(said)
+            .spawn()
+            .map_err(Lost::Start)?;
+        let orders =
+            qemu.stdin.take().ok_or_else(|| Lost::Start(io::ErrorKind::BrokenPipe.into()))?;
+        let answers =
+            qemu.stdout.take().ok_or_else(|| Lost::Start(io::ErrorKind::BrokenPipe.into()))?;
+        let (to, events) = channel();
+        thread::spawn(move || {
+            let mut answers = BufReader::new(answers);
+            // The receiver is gone if nobody is interested any more.
+            while let Some(event) = wire::receive(&mut answers).transpose() {
+                if to.send(event).is_err() {
+                    break;
+                }
+            }
+        });
+        Ok(Self { qemu, orders, events, log: hardware.log.clone() })
+    }
+
+    /// Waits until it has booted; gives the release of its kernel.
+    pub(crate) fn ready(&mut self, patience: Duration) -> Result<String, Lost> {
+        match self.event("the booting machine", patience)? {
+            Event::Ready { kernel } => Ok(kernel),
+            Event::Ended { .. } => Err(Lost::Talk(io::ErrorKind::InvalidData.into())),
+        }
+    }
+
+    /// Tells the guest what to do.
+    pub(crate) fn order(&mut self, order: &Order) -> Result<(), Lost> {
+        wire::send(&mut self.orders, order).map_err(Lost::Talk)
+    }
+
+    /// What the guest tells next; `whose` silence it is if it takes longer than `patience`.
+    pub(crate) fn event(&mut self, whose: &'static str, patience: Duration) -> Result<Event, Lost> {
+        match self.events.recv_timeout(patience) {
+            Ok(event) => event.map_err(Lost::Talk),
+            Err(RecvTimeoutError::Timeout) => Err(Lost::Silent(whose, patience)),
+            Err(RecvTimeoutError::Disconnected) => Err(Lost::Ended { panic: self.panic() }),
+        }
+    }
+
+    /// The line in which the kernel says that it panics.
+    fn panic(&self) -> Option<String> {
+        let log = std::fs::read(&self.log).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        log.lines().find(|line| line.contains("Kernel panic")).map(str::to_owned)
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.qemu.kill();
+        let _ = self.qemu.wait();
+    }
+}

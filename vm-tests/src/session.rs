@@ -1,0 +1,199 @@
+//! Boots one machine after another and has the tests run in it.
+
+use std::collections::VecDeque;
+use std::error::Error;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use vm_tests::wire::{Event, Order, Outcome};
+
+use crate::arguments::Arguments;
+use crate::boots::{BOOTS, Boot, Suite};
+use crate::build::{Built, Place};
+use crate::image::Image;
+use crate::kernel::Kernel;
+use crate::kvm::Kvm;
+use crate::qemu::{Accelerator, Hardware, Lost, Machine};
+use crate::report::Report;
+
+/// A machine that has not booted by then never will.
+const BOOTS_WITHIN: Duration = Duration::from_secs(120);
+
+/// The same where the host's processor runs it: then it takes a second, or for ever.
+const PROBE_BOOTS_WITHIN: Duration = Duration::from_secs(5);
+
+/// What the guest needs beyond the deadline of a test to tell about it.
+const TELLS_WITHIN: Duration = Duration::from_secs(30);
+
+/// A machine that dies is booted again for the tests that are left; not more often than this.
+const BOOTS_AGAIN: usize = 3;
+
+/// A test that is to be run.
+#[derive(Debug, Clone)]
+struct Test {
+    suite: Suite,
+    name: String,
+    deadline: Duration,
+}
+
+/// A boot, and what runs on it.
+type Planned = (&'static Boot, VecDeque<Test>);
+
+/// Runs whatever is asked for.
+pub(crate) fn run_all(
+    arguments: &Arguments,
+    place: &Place,
+    kernels: &[Kernel],
+    built: &Built,
+) -> Result<Report, Box<dyn Error>> {
+    let plan = plan(arguments, built)?;
+    let mut report = Report::default();
+    if arguments.list {
+        for (boot, test) in
+            plan.iter().flat_map(|(boot, tests)| tests.iter().map(move |test| (boot, test)))
+        {
+            println!("{}", test.full_name(boot));
+        }
+        return Ok(report);
+    }
+    fs::create_dir_all(place.cache.join("logs"))?;
+    let image = Image::base(place, built)?;
+    let kvm = Kvm::new(&place.cache);
+    let mut session = Session { place, kernels, image, kvm, accelerator: None };
+    for (boot, tests) in plan {
+        report.add(session.boot(boot, tests)?);
+    }
+    Ok(report)
+}
+
+/// Which tests run on which boot.
+fn plan(arguments: &Arguments, built: &Built) -> Result<Vec<Planned>, Box<dyn Error>> {
+    let mut plan = Vec::new();
+    for boot in BOOTS.iter().filter(|boot| arguments.wants(boot.name)) {
+        let mut tests = VecDeque::new();
+        for selection in boot.selections {
+            let names =
+                built.tests(selection.suite)?.into_iter().filter(|name| selection.has(name));
+            let (suite, deadline) = (selection.suite, selection.deadline);
+            tests.extend(names.map(|name| Test { suite, name, deadline }));
+        }
+        if tests.is_empty() {
+            return Err(format!("no test is for {}", boot.name).into());
+        }
+        tests.retain(|test| test.full_name(boot).contains(&arguments.filter));
+        if !tests.is_empty() {
+            plan.push((boot, tests));
+        }
+    }
+    if plan.is_empty() {
+        return Err(format!("no test has {:?} in its name", arguments.filter).into());
+    }
+    Ok(plan)
+}
+
+impl Test {
+    fn full_name(&self, boot: &Boot) -> String {
+        format!("{}::{}::{}", boot.name, self.suite.name(), self.name)
+    }
+}
+
+struct Session<'a> {
+    place: &'a Place,
+    kernels: &'a [Kernel],
+    image: Image,
+    kvm: Kvm,
+    /// Known once a machine has booted.
+    accelerator: Option<Accelerator>,
+}
+
+impl Session<'_> {
+    /// Boots a machine, and runs tests in it until there are none left.
+    fn boot(&mut self, boot: &Boot, mut tests: VecDeque<Test>) -> Result<Report, Box<dyn Error>> {
+        let start = Instant::now();
+        let mut report = Report::default();
+        let kernel = self.kernels.iter().find(|kernel| kernel.series == boot.kernel);
+        let kernel = kernel.ok_or("a boot has a kernel that is not fetched")?;
+        let initrd = self.place.cache.join(format!("{}.cpio", boot.name));
+        fs::write(&initrd, self.image.clone().with_modules(kernel)?.archive())?;
+        for _ in 0..BOOTS_AGAIN {
+            if tests.is_empty() {
+                break;
+            }
+            let begun = Instant::now();
+            let mut machine = self.machine(boot, kernel, &initrd)?;
+            println!("     booted in {:.1} s", begun.elapsed().as_secs_f64());
+            drain(&mut machine, boot, &mut tests, &mut report);
+        }
+        for test in tests {
+            let why = Outcome::Failed("not run: the machine died too often".to_owned());
+            report.test(&test.full_name(boot), &why, Duration::ZERO, "");
+        }
+        println!("{}", report.boot(start.elapsed()));
+        if !report.is_success() {
+            println!("console: {}", self.log(boot).display());
+        }
+        Ok(report)
+    }
+
+    /// A machine that is ready.
+    fn machine(&mut self, boot: &Boot, kernel: &Kernel, initrd: &Path) -> Result<Machine, Lost> {
+        let start = |accelerator, patience| {
+            let hardware = Hardware {
+                accelerator,
+                kernel: &kernel.image,
+                initrd,
+                command_line: boot.command_line,
+                log: self.log(boot),
+            };
+            let mut machine = Machine::start(&hardware)?;
+            let release = machine.ready(patience)?;
+            println!("\n== {}: Linux {release}, {accelerator:?}", boot.name);
+            Ok(machine)
+        };
+        match self.accelerator {
+            Some(accelerator) => start(accelerator, BOOTS_WITHIN),
+            None => {
+                let probed = self.kvm.probe(|| start(Accelerator::Kvm, PROBE_BOOTS_WITHIN));
+                let (accelerator, machine) = match probed {
+                    Some(machine) => (Accelerator::Kvm, machine),
+                    None => (Accelerator::Tcg, start(Accelerator::Tcg, BOOTS_WITHIN)?),
+                };
+                self.accelerator = Some(accelerator);
+                Ok(machine)
+            }
+        }
+    }
+
+    /// Where the console of a boot goes.
+    fn log(&self, boot: &Boot) -> PathBuf {
+        self.place.cache.join("logs").join(format!("{}.log", boot.name))
+    }
+}
+
+/// Runs tests until there are none left, or until the machine is lost, which the test is blamed for that ran then.
+fn drain(machine: &mut Machine, boot: &Boot, tests: &mut VecDeque<Test>, report: &mut Report) {
+    while let Some(test) = tests.pop_front() {
+        let name = test.full_name(boot);
+        let begun = Instant::now();
+        match run(machine, &test) {
+            Ok((outcome, took, output)) => report.test(&name, &outcome, took, &output),
+            Err(lost) => {
+                let why = Outcome::Failed(crate::causes::chain(&lost));
+                report.test(&name, &why, begun.elapsed(), "");
+                return;
+            }
+        }
+    }
+    // It has nothing to lose: no answer is waited for.
+    let _ = machine.order(&Order::PowerOff);
+}
+
+fn run(machine: &mut Machine, test: &Test) -> Result<(Outcome, Duration, String), Lost> {
+    let (suite, name) = (test.suite.name().to_owned(), test.name.clone());
+    machine.order(&Order::Run { suite, test: name, deadline: test.deadline })?;
+    match machine.event("the guest", test.deadline + TELLS_WITHIN)? {
+        Event::Ended { outcome, took, output } => Ok((outcome, took, output)),
+        Event::Ready { .. } => Err(Lost::Talk(std::io::ErrorKind::InvalidData.into())),
+    }
+}
