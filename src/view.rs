@@ -183,6 +183,10 @@ fn take_step(view: &mut RunView, step: RunStep, at: Stamp) {
             view.start_time = Some(time(at));
             RunState::Running
         }
+        RunStep::Unkillable(unkillable) => {
+            view.unkillable = Some(*unkillable);
+            return;
+        }
         RunStep::Ended(end) => {
             (view.exit_code, view.signal) = outcome(&end);
             view.end_time = Some(time(at));
@@ -326,6 +330,7 @@ fn run_view(number: u32, run: &Run) -> RunView {
         signal,
         verdict: end.map(|end| end.verdict.clone()),
         usage: end.and_then(|end| end.usage),
+        unkillable: run.unkillable.as_deref().cloned(),
     }
 }
 

@@ -27,7 +27,7 @@ const REMOVE_PASSES: usize = 8;
 
 /// First and longest pause between two looks at a cgroup that is dying: see [`Cgroup::wait_empty`].
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
-const LOOK_AGAIN_MAX: Duration = Duration::from_millis(64);
+const LOOK_AGAIN_MAX: Duration = Duration::from_millis(1024);
 
 /// A cgroup: a task's, or the leaf of a run.
 ///

@@ -3,7 +3,9 @@
 use super::table::{self, Align};
 use super::term::{Style, escape};
 use super::words;
-use crate::proto::{Event, KillView, ProcessState, ProcessView, RunView, TaskView, Usage};
+use crate::proto::{
+    Event, KillView, ProcessState, ProcessView, RunView, TaskView, Unkillable, Usage,
+};
 
 /// Most processes that a summary tells of one by one, whatever their state.
 const SUMMARY_MAX: usize = 100;
@@ -28,8 +30,11 @@ fn run_event(process: &str, run: &RunView, style: Style) -> Option<String> {
     if matches!(state, ProcessState::Waiting | ProcessState::Forked) {
         return None;
     }
-    let word = style.process(state, words::process_state(state)).into_owned();
+    let word = style.process(state, run_state(run)).into_owned();
     let mut line = format!("{} run {} {word}", words::name(process), run.run);
+    if let Some(stuck) = stuck(run) {
+        return Some(line + ": " + &words::unkillable(stuck));
+    }
     if state == ProcessState::Running {
         let pid = run.pid.map(|pid| format!(", pid {pid}")).unwrap_or_default();
         return Some(line + &pid);
@@ -42,6 +47,16 @@ fn run_event(process: &str, run: &RunView, style: Style) -> Option<String> {
     }
     let used = run.usage.as_ref().map(words::usage).filter(|used| !used.is_empty());
     Some(used.map_or(line.clone(), |used| line + ", " + &used))
+}
+
+/// What of a run that has not ended was killed and does not die.
+fn stuck(run: &RunView) -> Option<&Unkillable> {
+    run.unkillable.as_ref().filter(|_| run.end_time.is_none())
+}
+
+/// State of a run in a word.
+fn run_state(run: &RunView) -> &'static str {
+    if stuck(run).is_some() { "UNKILLABLE" } else { words::process_state(run.state()) }
 }
 
 fn kill_event(kill: &KillView) -> String {
@@ -118,11 +133,16 @@ pub(super) fn process_lines(processes: &[&ProcessView], style: Style) -> Vec<Str
 }
 
 fn process_row(process: &ProcessView) -> [String; 6] {
-    let state = process.state.map(|_| words::process_state(process.state()));
     let last = process.runs.last();
+    let stuck = last.and_then(stuck);
+    let state = process.state.map(|_| match stuck {
+        Some(_) => "UNKILLABLE",
+        None => words::process_state(process.state()),
+    });
     let why = [
         process.detail.as_deref().map(|text| escape(text).into_owned()),
         last.and_then(words::ending),
+        stuck.map(words::unkillable),
     ];
     [
         format!("  {}", words::name(&process.name)),
@@ -163,10 +183,11 @@ fn run_row(run: &RunView, why: bool) -> [String; 6] {
     };
     let pid = run.pid.map(|pid| format!("pid {pid}")).unwrap_or_default();
     let used = run.usage.as_ref().map(words::usage).filter(|used| !used.is_empty());
-    let more = [words::ending(run), used].into_iter().flatten().filter(|_| why);
+    let stuck = stuck(run).map(words::unkillable);
+    let more = [words::ending(run), stuck, used].into_iter().flatten().filter(|_| why);
     [
         format!("    run {}", run.run),
-        words::process_state(run.state()).to_owned(),
+        run_state(run).to_owned(),
         run.start_time.map(words::clock).unwrap_or_default(),
         time,
         pid,
@@ -235,6 +256,32 @@ web-1 FAILED after 0.01s: deadlock: idle waits for flaky, which failed
   idle     not run     0
 "
         );
+    }
+
+    /// Attack 28: it is told while it lasts, and over once the run has ended.
+    #[test]
+    fn a_run_that_does_not_die_is_unkillable_until_it_does() {
+        let mut script = Script::new(launch(task(vec![process("a")], &[])));
+        script.enter(Phase::Active).start(0, 0);
+        let stuck = proto::StuckProcess {
+            pid: 12,
+            name: "dd".to_owned(),
+            state: "D".to_owned(),
+            ..Default::default()
+        };
+        let stuck = Unkillable { count: 1, processes: vec![stuck], time: None };
+        let step = RunStep::Unkillable(Box::new(stuck.clone()));
+
+        let line = told(&mut script, &Happened::Run { process: 0, run: 0, step }).unwrap();
+        let row = summary(&script.replay.view(None), Style::Plain);
+        script.push(&Happened::Run { process: 0, run: 0, step: exited(1) });
+        let view = script.replay.view(None);
+
+        let said = "cannot be killed: pid 12 (dd), D";
+        assert!(line.ends_with(&format!(" a run 0 UNKILLABLE: {said}\n")), "{line}");
+        assert!(row.contains("UNKILLABLE") && row.contains(said), "{row}");
+        assert_eq!(view.processes[0].runs[0].unkillable, Some(stuck));
+        assert!(!summary(&view, Style::Plain).contains("UNKILLABLE"));
     }
 
     #[test]

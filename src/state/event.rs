@@ -77,6 +77,8 @@ pub enum RunStep {
         /// The first process of the run.
         pid: ProcessId,
     },
+    /// It was killed and does not die.
+    Unkillable(Box<proto::Unkillable>),
     /// It has ended.
     Ended(Box<RunEnd>),
 }

@@ -119,6 +119,7 @@ impl RunStep {
             Step::Running(running) => {
                 RunStep::Running { pid: running.pid.ok_or(RecordError::Field("pid"))? }
             }
+            Step::Unkillable(unkillable) => RunStep::Unkillable(Box::new(unkillable)),
             Step::Ended(ended) => RunStep::Ended(Box::new(RunEnd {
                 outcome: outcome_from(&ended)?,
                 verdict: ended.verdict.unwrap_or_default(),
@@ -135,6 +136,7 @@ fn step_to(step: &RunStep) -> Step {
             Step::Forked(proto::RunForked { coordinator: Some(*coordinator), ..Default::default() })
         }
         RunStep::Running { pid } => Step::Running(proto::RunRunning { pid: Some(*pid) }),
+        RunStep::Unkillable(unkillable) => Step::Unkillable((**unkillable).clone()),
         RunStep::Ended(end) => Step::Ended(end.to_proto()),
     }
 }

@@ -22,14 +22,14 @@ fn stats(scene: &Scene, more: &[&str]) -> Value {
 #[test]
 fn stats_tell_of_a_live_task_what_its_cgroups_hold_and_of_an_ended_one_what_is_recorded() {
     let scene = Scene::new();
-    let spun = scene.gate("spun");
-    let a = p("a", format!("{SPIN}; {}; {}", spun.tell(), spun.hold()));
+    let (spun, end) = (scene.gate("spun"), scene.gate("end"));
+    let a = p("a", format!("{SPIN}; {}; {}", spun.tell(), end.hold()));
     let mut running = scene.spawn(&task([a, p("b", SPIN)]));
     running.wait_for_run("b", 0, "SUCCESS");
     spun.wait();
 
     let live = stats(&scene, &["--by-process"]);
-    spun.open();
+    end.open();
     let ended = running.finish();
     let over = stats(&scene, &["--by-process"]);
 

@@ -15,7 +15,7 @@ mod sampler;
 
 pub use sampler::Sampler;
 
-pub(super) use parse::keyed;
+pub(super) use parse::{keyed, number};
 
 use std::os::fd::BorrowedFd;
 
@@ -29,10 +29,10 @@ const FILE_BYTES: usize = 8 << 10;
 const FILE_BYTES_MAX: usize = 2 << 20;
 
 /// Where files are read into, one after the other.
-struct Buffer(Vec<u8>);
+pub(super) struct Buffer(Vec<u8>);
 
 impl Buffer {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(vec![0; FILE_BYTES])
     }
 
@@ -40,7 +40,7 @@ impl Buffer {
     ///
     /// The kernel writes down the whole of such a file in one go, so a read that leaves room has got all of it, and one that
     /// does not is done again with more room: pieces of two goes would not fit together.
-    fn read(&mut self, file: BorrowedFd<'_>) -> Result<&[u8], Errno> {
+    pub(super) fn read(&mut self, file: BorrowedFd<'_>) -> Result<&[u8], Errno> {
         loop {
             let length = pread(file, &mut self.0, 0)?;
             if length < self.0.len() || length == FILE_BYTES_MAX {

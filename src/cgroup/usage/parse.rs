@@ -15,7 +15,7 @@ pub(in crate::cgroup) fn keyed(text: &[u8], key: &str) -> Option<u64> {
 }
 
 /// A decimal number that fits.
-pub(super) fn number(text: &[u8]) -> Option<u64> {
+pub(in crate::cgroup) fn number(text: &[u8]) -> Option<u64> {
     let text = text.trim_ascii_end();
     // `parse` would take a sign.
     if !text.first()?.is_ascii_digit() {

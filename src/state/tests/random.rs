@@ -162,6 +162,7 @@ fn events() -> impl Strategy<Value = Event> {
         4 => Just(RunStep::Opened),
         1 => Just(RunStep::Forked { coordinator: pid }),
         1 => Just(RunStep::Running { pid }),
+        1 => Just(RunStep::Unkillable(Box::default())),
         3 => outcomes.prop_map(|outcome| {
             RunStep::Ended(Box::new(RunEnd { outcome, ..natural_end(End::Exit(0)) }))
         }),
@@ -214,6 +215,7 @@ fn may_follow(sim: &Sim, event: &Event) -> bool {
             match step {
                 RunStep::Forked { .. } => from == RunState::Waiting,
                 RunStep::Running { .. } => from == RunState::Forked,
+                RunStep::Unkillable(_) => matches!(from, RunState::Forked | RunState::Running),
                 RunStep::Ended(end) => match end.outcome {
                     Outcome::Exited(_) => from == RunState::Running,
                     Outcome::Signalled(_) => from != RunState::Waiting,
