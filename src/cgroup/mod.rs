@@ -53,7 +53,7 @@ use nix::errno::Errno;
 pub use base::{Base, FindError, Options, SCOPE_GUARD, find, systemd_scope_command};
 pub use controllers::{Controller, Usable};
 pub use group::Cgroup;
-pub use limits::{Applied, Rounded, Unenforceable, all_unenforceable};
+pub use limits::{Applied, Rounded, Shortage, Unenforceable, all_unenforceable};
 pub use task::{Leaf, TaskCgroup};
 pub use usage::RawUsage;
 

@@ -175,6 +175,7 @@ impl<'a> Coordinator<'a> {
         match self.start_in(leaf.as_ref()) {
             Ok((pid, pidfd, pump)) => Ok(Running { pid, pidfd, leaf, pump }),
             Err(failure) => {
+                let failure = failure.for_want_of(leaf.as_ref());
                 clear(leaf.as_ref());
                 remove(leaf.as_ref());
                 Err(failure)
