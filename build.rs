@@ -7,11 +7,12 @@ use std::{env, fs, io};
 
 use prost::Message;
 
-const PROTOS: [&str; 4] = [
+const PROTOS: [&str; 5] = [
     "dewar/v1/task.proto",
     "dewar/v1/record.proto",
     "dewar/v1/view.proto",
     "dewar/v1/control.proto",
+    "dewar/v1/usage.proto",
 ];
 
 fn main() -> io::Result<()> {
@@ -28,6 +29,8 @@ fn main() -> io::Result<()> {
         .skip_protoc_run()
         .compile_well_known_types()
         .btree_map(["."])
+        // Most processes have none, and there may be very many.
+        .boxed(".dewar.v1.ProcessView.resources")
         .extern_path(".google.protobuf.Timestamp", "crate::proto::Timestamp")
         .extern_path(".google.protobuf", "::pbjson_types")
         .compile_protos(&PROTOS, &["proto"])?;

@@ -167,7 +167,7 @@ impl Deref for TaskCgroup {
 
 /// Name of a leaf. It ends in a number, which no file of the kernel's does, and the last dot divides
 /// it, so that no two runs share one.
-fn leaf_name(process: &ProcessName, run: u32) -> String {
+pub(super) fn leaf_name(process: &ProcessName, run: u32) -> String {
     format!("{process}.{run}")
 }
 

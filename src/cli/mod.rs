@@ -35,6 +35,7 @@ mod report;
 mod run;
 mod runner;
 mod signals;
+mod stats;
 mod status;
 mod table;
 mod tail;
@@ -81,6 +82,7 @@ fn dispatch(command: &Command) -> Result<u8, Failure> {
         Command::ResumePaused(args) => pause::resume(args),
         Command::Update(args) => update::run(args),
         Command::Status(args) => status::run(args),
+        Command::Stats(args) => stats::run(args),
         Command::Tail(args) => tail::run(args),
         Command::Read(args) => read::run(args),
         Command::Inspect(args) => inspect::run(args),

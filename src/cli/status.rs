@@ -153,7 +153,7 @@ fn push_details(text: &mut String, view: &TaskView, verbose: u8, style: Style) {
     }
     for (process, told) in processes.iter().zip(lines) {
         line(&told);
-        let limits = limits(process.resources.as_ref());
+        let limits = limits(process.resources.as_deref());
         if verbose > 1 && !limits.is_empty() {
             line(&format!("    limits: {}", escape(&limits)));
         }
@@ -187,6 +187,7 @@ fn facts(view: &TaskView) -> Vec<(&'static str, String)> {
         ("paused since", view.paused_since.map(words::clock).unwrap_or_default()),
         ("limits", limits(view.resources.as_ref())),
         ("not enforced on this host", view.unenforced.join(", ")),
+        ("used", view.usage.as_ref().map(words::usage).unwrap_or_default()),
         ("rounded by the kernel", view.rounded.join(", ")),
         ("cut off its stream", dropped.unwrap_or_default()),
     ];

@@ -102,6 +102,7 @@ impl Runner {
             news: false,
             recheck: None,
             recheck_pause: 0,
+            used: None,
         };
         if !runner.state.phase().is_some_and(Phase::is_terminal) {
             runner.record_lead(recovered.dropped_bytes)?;
@@ -282,6 +283,7 @@ impl Runner {
         let live = self.state.processes()[process as usize].live_run();
         match (live.map(|(_, run)| run.state), step) {
             (Some(RunState::Waiting), _) | (Some(RunState::Forked), Step::Running(_)) => false,
+            (Some(_), Step::Unkillable(unkillable)) => self.is_told(process, unkillable),
             (_, step) => !matches!(step, Step::Ended(_)),
         }
     }

@@ -21,3 +21,4 @@ mod recover;
 mod support;
 mod terminal;
 mod update;
+mod usage;

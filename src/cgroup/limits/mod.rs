@@ -5,12 +5,13 @@
 //! made for that ([`super::trial`]), then to the task's own, and to the leaf of each run.
 //!
 //! `form` says when a file holds what was asked for, `disk` which disk a path is on, `defaults` what is limited without being asked,
-//! `protection` how what is around a cgroup must pass its protection on.
+//! `protection` how what is around a cgroup must pass its protection on, `shortage` which limit kept a run from being started.
 
 mod defaults;
 mod disk;
 mod form;
 mod protection;
+mod shortage;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -20,6 +21,7 @@ use nix::errno::Errno;
 pub(super) use defaults::{bound_cgroups, bound_depth, bound_pids};
 use form::{Form, Judgement};
 pub(super) use protection::pass_on;
+pub use shortage::Shortage;
 
 use super::controllers::{Controller, Usable};
 use super::dir::Dir;
