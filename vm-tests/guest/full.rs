@@ -3,3 +3,4 @@
 mod contained;
 mod limits;
 mod smoke;
+mod update;
