@@ -1,4 +1,5 @@
 //! On machines where all controllers are on cgroup v2.
 
 mod contained;
+mod hosts;
 mod smoke;

@@ -11,6 +11,8 @@ pub(crate) struct Arguments {
     pub(crate) boots: Vec<String>,
     /// Only tests whose `boot::suite::name` contains this.
     pub(crate) filter: String,
+    /// Fetch what comes over the network, and no more.
+    pub(crate) fetch: bool,
     /// Name the tests, boot nothing.
     pub(crate) list: bool,
 }
@@ -24,7 +26,7 @@ pub(crate) enum ArgumentsError {
     NoName,
     #[error("there is no boot {0:?}, but {names}", names = names())]
     NoBoot(String),
-    #[error("unknown option {0}; there are --boot NAME and --list")]
+    #[error("unknown option {0}; there are --boot NAME, --fetch and --list")]
     Unknown(String),
     #[error("one filter, not {0:?} and {1:?}")]
     Filters(String, String),
@@ -49,6 +51,7 @@ impl Arguments {
                     }
                     arguments.boots.push(name);
                 }
+                "--fetch" => arguments.fetch = true,
                 "--list" => arguments.list = true,
                 option if option.starts_with('-') => {
                     return Err(ArgumentsError::Unknown(option.to_owned()));
@@ -94,7 +97,10 @@ mod tests {
         let unknown = refused(&["--boot", "full"]);
         assert!(unknown.starts_with(r#"there is no boot "full", but "#), "{unknown}");
         assert!(refused(&["--boot"]).starts_with("--boot needs a name"));
-        assert_eq!(refused(&["-v"]), "unknown option -v; there are --boot NAME and --list");
+        assert_eq!(
+            refused(&["-v"]),
+            "unknown option -v; there are --boot NAME, --fetch and --list"
+        );
         assert_eq!(refused(&["a", "b"]), r#"one filter, not "a" and "b""#);
     }
 }

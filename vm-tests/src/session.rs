@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use vm_tests::wire::{Event, Order, Outcome};
 
 use crate::arguments::Arguments;
-use crate::boots::{BOOTS, Boot, Suite};
+use crate::boots::{BOOTS, Boot, Root, Suite};
 use crate::build::{Built, Place};
 use crate::image::Image;
 use crate::kernel::Kernel;
@@ -40,27 +40,28 @@ struct Test {
 /// A boot, and what runs on it.
 type Planned = (&'static Boot, VecDeque<Test>);
 
+/// Prints the names of the tests that are asked for.
+pub(crate) fn list(arguments: &Arguments, built: &Built) -> Result<(), Box<dyn Error>> {
+    for (boot, tests) in plan(arguments, built)? {
+        tests.iter().for_each(|test| println!("{}", test.full_name(boot)));
+    }
+    Ok(())
+}
+
 /// Runs whatever is asked for.
 pub(crate) fn run_all(
     arguments: &Arguments,
     place: &Place,
     kernels: &[Kernel],
+    debian: &Path,
     built: &Built,
 ) -> Result<Report, Box<dyn Error>> {
     let plan = plan(arguments, built)?;
     let mut report = Report::default();
-    if arguments.list {
-        for (boot, test) in
-            plan.iter().flat_map(|(boot, tests)| tests.iter().map(move |test| (boot, test)))
-        {
-            println!("{}", test.full_name(boot));
-        }
-        return Ok(report);
-    }
     fs::create_dir_all(place.cache.join("logs"))?;
     let image = Image::base(place, built)?;
     let kvm = Kvm::new(&place.cache);
-    let mut session = Session { place, kernels, image, kvm, accelerator: None };
+    let mut session = Session { place, kernels, debian, built, image, kvm, accelerator: None };
     for (boot, tests) in plan {
         report.add(session.boot(boot, tests)?);
     }
@@ -101,6 +102,8 @@ impl Test {
 struct Session<'a> {
     place: &'a Place,
     kernels: &'a [Kernel],
+    debian: &'a Path,
+    built: &'a Built,
     image: Image,
     kvm: Kvm,
     /// Known once a machine has booted.
@@ -115,7 +118,11 @@ impl Session<'_> {
         let kernel = self.kernels.iter().find(|kernel| kernel.series == boot.kernel);
         let kernel = kernel.ok_or("a boot has a kernel that is not fetched")?;
         let initrd = self.place.cache.join(format!("{}.cpio", boot.name));
-        fs::write(&initrd, self.image.clone().with_modules(kernel)?.archive())?;
+        let mut image = self.image.clone().with_modules(kernel)?;
+        if boot.root == Root::Debian {
+            image = image.with_debian(self.debian, self.built)?;
+        }
+        fs::write(&initrd, image.archive())?;
         for _ in 0..BOOTS_AGAIN {
             if tests.is_empty() {
                 break;
