@@ -80,23 +80,43 @@ fn a_task_does_not_notice_that_systemd_starts_anew() {
     assert!(scene.stdout("a", 0).contains(&(32 << 20).to_string()));
 }
 
-/// attack 60: as docs/hosts.md promises for `KillMode=process`.
+/// attack 60: SIGTERM to dewar alone is a request, and the task ends in its order.
 #[test]
-fn a_task_goes_on_when_its_unit_is_stopped_and_ends_when_it_is_killed() {
+fn a_task_ends_in_its_order_when_its_unit_is_stopped() {
+    let scene = Scene::new();
+    let told = scene.gate("told");
+    let held = p("a", format!("{}; exec sleep 600", told.tell()));
+    let run = scene.run_command(&task([held, p("last", "true").finalizer()]), &[]);
+    let running = scene.follow(unit(&scene, &["Delegate=yes", "KillMode=process"], &run));
+    told.wait();
+
+    systemctl(&["stop", &format!("{}.service", scene.id())]);
+
+    running.finish().assert("KILLED", &[("a", "K"), ("last", "S")]);
+}
+
+/// attack 60: as docs/hosts.md promises for `--detach` with `KillMode=process`.
+#[test]
+fn a_detached_task_goes_on_when_its_unit_is_stopped_and_ends_when_it_is_killed() {
     let scene = Scene::new();
     let told = scene.gate("told");
     let held = task([p("a", format!("echo $$ > pid; {}; exec sleep 600", told.tell()))]);
-    let run = scene.run_command(&held, &[]);
-    let following = scene.follow(unit(&scene, &["Delegate=yes", "KillMode=process"], &run));
+    let run = scene.run_command(&held, &["--detach"]);
+    let mut unit = Command::new("systemd-run");
+    unit.args(["--quiet", "--collect", "--remain-after-exit", "--unit", scene.id()]);
+    unit.args(
+        ["Type=oneshot", "Delegate=yes", "KillMode=process"].iter().flat_map(|it| ["-p", it]),
+    );
+    unit.arg("--").arg(run.get_program()).args(run.get_args());
+    let started = scene.output(unit);
+    assert_eq!(started.status, Some(0), "{started:?}");
     told.wait();
     let pid: i32 = scene.read("pid").trim().parse().unwrap();
 
     systemctl(&["stop", &format!("{}.service", scene.id())]);
-    drop(following);
 
     assert!(is_alive(pid), "the task did not go on");
-    let state = scene.status()["state"].clone();
-    assert_eq!(state, "TASK_STATE_ACTIVE");
+    assert_eq!(scene.status()["state"], "TASK_STATE_ACTIVE");
     scene.kill(&["--wait", "0s"]);
     scene.wait_until_led_by_nobody();
     assert!(!is_alive(pid));
@@ -160,6 +180,7 @@ fn container(runtime: &str) -> (Scene, Finished) {
     }
     fs::write(bundle.join("config.json"), config(&scene, &run).to_string()).unwrap();
     let mut command = Command::new(runtime);
+    command.arg("--root").arg(scene.path("runtime"));
     command.args(["run", "--bundle"]).arg(&bundle).arg(scene.id());
 
     let ended = scene.follow(command).finish();

@@ -18,7 +18,7 @@ use crate::qemu::{Accelerator, Hardware, Lost, Machine};
 use crate::report::Report;
 
 /// A machine that has not booted by then never will.
-const BOOTS_WITHIN: Duration = Duration::from_secs(120);
+const BOOTS_WITHIN: Duration = Duration::from_secs(300);
 
 /// The same where the host's processor runs it: then it takes a second, or for ever.
 const PROBE_BOOTS_WITHIN: Duration = Duration::from_secs(5);
