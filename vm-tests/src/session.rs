@@ -4,8 +4,10 @@ use std::collections::VecDeque;
 use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use serde_json::Value;
 use vm_tests::wire::{Event, Order, Outcome};
 
 use crate::arguments::Arguments;
@@ -17,6 +19,7 @@ use crate::kvm::Kvm;
 use crate::power;
 use crate::qemu::{Accelerator, Drive, Hardware, Lost, Machine};
 use crate::report::Report;
+use crate::tool;
 
 /// A machine that has not booted by then never will.
 const BOOTS_WITHIN: Duration = Duration::from_secs(300);
@@ -147,6 +150,13 @@ impl Session<'_> {
             println!("console: {}", self.log(boot).display());
         }
         Ok(report)
+    }
+
+    /// What `dewar status` tells of the tasks in `root`, here on the host.
+    pub(crate) fn status(&self, root: &Path) -> Result<Vec<Value>, Box<dyn Error>> {
+        let mut status = Command::new(self.built.program("dewar")?);
+        let told = tool::text(status.args(["status", "--output", "json", "--root"]).arg(root))?;
+        Ok(told.lines().map(serde_json::from_str).collect::<Result<_, _>>()?)
     }
 
     /// Where things are kept.
