@@ -7,11 +7,12 @@ use std::{env, fs, io};
 
 use prost::Message;
 
-const PROTOS: [&str; 4] = [
+const PROTOS: [&str; 5] = [
     "dewar/v1/task.proto",
     "dewar/v1/record.proto",
     "dewar/v1/view.proto",
     "dewar/v1/control.proto",
+    "dewar/v1/usage.proto",
 ];
 
 fn main() -> io::Result<()> {

@@ -27,7 +27,9 @@
 //! Looking at it, and asking:
 //!
 //! - [`view`]: what is told about a task, made from its records alone
+//! - [`usage`]: what several runs used together
 //! - [`observe`]: reads and follows the streams for that
+//! - [`meter`]: samples what a task uses, and adds up what is recorded
 //! - [`control`]: asks a live runner for the end of its task, or to be nudged
 //! - [`cli`]: the commands
 //!
@@ -46,6 +48,7 @@ pub mod coordinator;
 pub mod failpoint;
 pub mod identity;
 pub mod launch;
+pub mod meter;
 pub mod observe;
 pub mod proto;
 pub mod runner;
@@ -55,4 +58,5 @@ pub mod sys;
 pub mod task;
 #[cfg(test)]
 mod testing;
+pub mod usage;
 pub mod view;

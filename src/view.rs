@@ -12,12 +12,14 @@ use pbjson_types::Duration;
 
 use crate::proto::{
     self, Containment, KillView, Launch, ProcessView, RunView, TaskStateEntry, TaskView, Timestamp,
+    Usage,
 };
 use crate::state::{
     ApplyError, Event, Outcome, Phase, Process, RecordError, Run, RunEnd, RunState, RunStep,
     Settled, Stamp, TaskState,
 };
 use crate::task::{ProcessName, ProcessSpec, TaskSpec, Violation};
+use crate::usage;
 
 /// Why a record could not be taken in: the stream is corrupt, or from a newer dewar.
 #[derive(Debug, thiserror::Error)]
@@ -181,6 +183,10 @@ fn take_step(view: &mut RunView, step: RunStep, at: Stamp) {
             view.start_time = Some(time(at));
             RunState::Running
         }
+        RunStep::Unkillable(unkillable) => {
+            view.unkillable = Some(*unkillable);
+            return;
+        }
         RunStep::Ended(end) => {
             (view.exit_code, view.signal) = outcome(&end);
             view.end_time = Some(time(at));
@@ -213,7 +219,15 @@ pub fn task_view(launch: &Launch, state: &TaskState, runner_pid: Option<i32>) ->
         detail: task_detail(state),
         containment: containment(launch).to_owned(),
         dropped_bytes: Some(state.dropped_bytes()).filter(|&bytes| bytes > 0),
+        usage: task_usage(state),
+        rounded: launch.rounded.clone(),
     }
+}
+
+/// What a task has used as far as it is recorded: what was read at its end, or else what its ended runs used together.
+pub fn task_usage(state: &TaskState) -> Option<Usage> {
+    let runs = || usage::together(state.processes().iter().flat_map(|of| &of.runs));
+    state.usage().copied().or_else(runs)
 }
 
 /// What is told about a task whose checkpoint cannot be read: `read` is as far as it could be.
@@ -245,7 +259,9 @@ pub fn event_view(launch: &Launch, state: &TaskState, applied: &Applied) -> Opti
             let wait = nanos(deadline.saturating_sub(applied.at.boot));
             view.kill = Some(KillView { lost, by_uid, wait: Some(wait) });
         }
-        Event::Led(_) | Event::Terminated { .. } | Event::Doomed { .. } => return None,
+        Event::Led(_) | Event::Terminated { .. } | Event::Doomed { .. } | Event::Used(_) => {
+            return None;
+        }
     }
     Some(view)
 }
@@ -315,6 +331,7 @@ fn run_view(number: u32, run: &Run) -> RunView {
         signal,
         verdict: end.map(|end| end.verdict.clone()),
         usage: end.and_then(|end| end.usage),
+        unkillable: run.unkillable.as_deref().cloned(),
     }
 }
 
@@ -553,6 +570,7 @@ pub(crate) mod tests {
                     {"state": "TASK_STATE_ACTIVE", "time": "2026-08-01T09:30:00.001000000Z"}
                 ],
                 "unenforced": [],
+                "rounded": [],
                 "logDir": "/sandbox/.logs",
                 "containment": "cgroup",
                 "processes": [
@@ -603,7 +621,8 @@ pub(crate) mod tests {
                         "final": false,
                         "runs": []
                     }
-                ]
+                ],
+                "usage": {"cpuTime": "1.500s", "memoryPeakBytes": "1048576"}
             })
         );
     }
@@ -675,6 +694,21 @@ pub(crate) mod tests {
         assert_eq!(told["kill"], json!({"lost": false, "byUid": 0, "wait": "1.500s"}));
         assert_eq!(script.replay.event(&led), None);
         assert_eq!(script.replay.view(None).dropped_bytes, Some(12));
+    }
+
+    #[test]
+    fn what_was_read_of_a_task_at_its_end_is_told_rather_than_the_sum_of_its_runs() {
+        let mut script = Script::new(launch(task(vec![process("a")], &[])));
+        script.enter(Phase::Active).run(0, 0, exited(0));
+        assert_eq!(script.replay.view(None).usage, None);
+        script.enter(Phase::Cleaning).enter(Phase::Finalizing);
+        let used = Usage { memory_peak_bytes: Some(5 << 20), ..Usage::default() };
+
+        let applied = script.push(&Event::Used(Box::new(used)));
+        script.enter(Phase::Success);
+
+        assert_eq!(script.replay.event(&applied), None);
+        assert_eq!(script.replay.view(None).usage, Some(used));
     }
 
     fn details(script: &Script) -> (Option<String>, Vec<Option<String>>) {

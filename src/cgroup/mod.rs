@@ -28,9 +28,11 @@
 //!
 //! `host` reads mounts and our own cgroup (pure); `base` finds and prepares `<base>`; `task` makes
 //! tasks and leaves; `group` kills, signals, watches and removes any of them; `controllers` and
-//! `limits` enable and enforce; `usage` reads what was used; `dir` is the only file access.
+//! `limits` enable and enforce, which `trial` tries out beforehand; `usage` reads what was used, `above`
+//! whose limit was hit, `stuck` what does not die; `dir` is the only file access.
 #![allow(clippy::disallowed_methods, reason = "cgroups are files of the kernel")]
 
+mod above;
 mod base;
 mod controllers;
 mod dir;
@@ -41,19 +43,22 @@ mod limits;
 mod oracle;
 #[cfg(test)]
 mod scratch;
+mod stuck;
 mod task;
+mod trial;
 mod usage;
 
 use std::path::PathBuf;
 
 use nix::errno::Errno;
 
+pub use above::Above;
 pub use base::{Base, FindError, Options, SCOPE_GUARD, find, systemd_scope_command};
 pub use controllers::{Controller, Usable};
 pub use group::Cgroup;
-pub use limits::{Unenforceable, check};
+pub use limits::{Applied, Rounded, Shortage, Unenforceable, all_unenforceable};
 pub use task::{Leaf, TaskCgroup};
-pub use usage::RawUsage;
+pub use usage::Sampler;
 
 /// Why something could not be done to a cgroup.
 #[derive(Debug, thiserror::Error)]

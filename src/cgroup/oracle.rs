@@ -4,7 +4,7 @@
 //! where the hierarchy is, and then reads the files by itself.
 
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use cgroups_rs::cpu::CpuController;
 use cgroups_rs::freezer::FreezerController;
@@ -71,12 +71,13 @@ fn both_read_the_same_cpu_time() {
     let spin = "n=0; while [ $n -lt 20000 ]; do n=$((n+1)); done; exit";
     scratch.inhabit(leaf.path(), spin).child.wait().unwrap();
 
-    let ours = leaf.usage().cpu_usec;
+    let ours = Duration::try_from(leaf.usage().cpu_time.unwrap()).unwrap();
 
     let theirs = theirs(&leaf);
     let cpu: &CpuController = theirs.controller_of().unwrap();
-    assert_eq!(ours, usage::keyed(cpu.cpu().stat.as_bytes(), "usage_usec"));
-    assert!(ours > Some(0));
+    let theirs = usage::keyed(cpu.cpu().stat.as_bytes(), "usage_usec").unwrap();
+    assert_eq!(ours, Duration::from_micros(theirs));
+    assert!(!ours.is_zero());
 }
 
 #[test]

@@ -41,6 +41,8 @@ pub(super) enum Command {
     Kill(Kill),
     /// Tell what is known of tasks.
     Status(Status),
+    /// Tell what tasks use.
+    Stats(Stats),
     /// Print the log of a process.
     Tail(Tail),
     /// Print a checkpoint stream.
@@ -235,6 +237,40 @@ pub(super) struct Status {
     pub(super) output: StatusOutput,
 }
 
+const STATS_EXAMPLES: &str = "\
+Examples:
+  dewar stats                               what the tasks that have not ended use, and have used
+  dewar stats --watch                       the same once a second, with CPU in percent of one CPU
+  dewar stats web-20260801-093000.123456 --by-process
+  dewar stats --watch=5s --output json      one JSON object for each task and sample
+
+What a host does not account for is told as -, in JSON it is absent: see docs/accounting.md.";
+
+/// `dewar stats`.
+#[derive(Debug, Args)]
+#[command(after_help = STATS_EXAMPLES)]
+pub(super) struct Stats {
+    /// Patterns of task ids; tasks that have ended are told of too [default: every task that has not ended]
+    #[arg(value_name = "REGEX")]
+    pub(super) patterns: Vec<String>,
+
+    /// Where the tasks of this node are kept.
+    #[command(flatten)]
+    pub(super) root: RootArg,
+
+    /// Tell of each process, too [default: no]
+    #[arg(long)]
+    pub(super) by_process: bool,
+
+    /// Tell again and again, each second or as often as given, until every task that was named has ended [default: once]
+    #[arg(long, value_name = "INTERVAL", num_args = 0..=1, require_equals = true, default_missing_value = "1s", value_parser = interval)]
+    pub(super) watch: Option<Duration>,
+
+    /// What is printed
+    #[arg(long, value_enum, value_name = "FORM", default_value = "table")]
+    pub(super) output: StatusOutput,
+}
+
 const TAIL_EXAMPLES: &str = "\
 Examples:
   dewar tail web-20260801-093000.123456     the log of its last run
@@ -333,7 +369,7 @@ pub(super) enum Output {
     Json,
 }
 
-/// Form of `dewar status`.
+/// Form of `dewar status` and `dewar stats`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum StatusOutput {
     /// For people.
@@ -375,6 +411,15 @@ fn binding(text: &str) -> Result<(String, String), String> {
         return Err("the name is empty".to_owned());
     }
     Ok((name.to_owned(), value.to_owned()))
+}
+
+/// A time between two samples.
+fn interval(text: &str) -> Result<Duration, String> {
+    const LEAST: Duration = Duration::from_millis(10);
+    match duration(text)? {
+        interval if interval < LEAST => Err("is too short: expected at least 10ms".to_owned()),
+        interval => Ok(interval),
+    }
 }
 
 /// A time such as `500ms`, `10s`, `1.5s`, `2m`, `1h`, `1d`; a bare number is seconds.
@@ -444,6 +489,7 @@ mod tests {
             ("dewar run t -E a", "expected NAME=VALUE"),
             ("dewar kill x --wait 1w", "unknown unit \"w\": expected ms, s, m, h or d"),
             ("dewar kill x --wait s", "expected a time such as 500ms, 10s or 2m"),
+            ("dewar stats --watch=1ms", "is too short: expected at least 10ms"),
         ] {
             let error = parse(line).unwrap_err();
             assert!(error.to_string().contains(message), "{line}: {error}");
@@ -463,6 +509,17 @@ mod tests {
             Err("unknown unit \"e30h\": expected ms, s, m, h or d".into())
         );
         assert_eq!(duration(&format!("{}h", "9".repeat(30))), Err("is too long".into()));
+    }
+
+    #[test]
+    fn a_task_after_watch_is_no_interval() {
+        let Ok(Command::Stats(stats)) = parse("dewar stats --watch web") else {
+            panic!("not parsed");
+        };
+        assert_eq!(
+            (stats.watch, &*stats.patterns),
+            (Some(Duration::from_secs(1)), &["web".to_owned()][..])
+        );
     }
 
     #[test]

@@ -210,7 +210,7 @@ fn nudges_end(nudges: &OwnedFd) -> Result<bool, Failure> {
 fn live_cpu(task: &TaskCgroup, replay: &Replay, process: u32, run: u32) -> Option<Duration> {
     let name = &replay.state().spec().processes[process as usize].name;
     let usage = task.open_leaf(name, run).ok()??.usage();
-    usage.cpu_usec.map(Duration::from_micros)
+    Duration::try_from(usage.cpu_time?).ok()
 }
 
 /// The cgroup of a task, as its runner recorded it.

@@ -33,6 +33,7 @@ mod report;
 mod run;
 mod runner;
 mod signals;
+mod stats;
 mod status;
 mod table;
 mod tail;
@@ -75,6 +76,7 @@ fn dispatch(command: &Command) -> Result<u8, Failure> {
         Command::Resume(args) => run::resume(args),
         Command::Kill(args) => kill::run(args),
         Command::Status(args) => status::run(args),
+        Command::Stats(args) => stats::run(args),
         Command::Tail(args) => tail::run(args),
         Command::Read(args) => read::run(args),
         Command::Inspect(args) => inspect::run(args),

@@ -130,7 +130,7 @@ impl<W: Write> Printer<W> {
         }
     }
 
-    /// Prints the task as its last line, or as a summary.
+    /// Prints the task as its last line, or as a summary; then what it used is said to whoever reads standard error.
     ///
     /// # Errors
     ///
@@ -142,7 +142,13 @@ impl<W: Write> Printer<W> {
             Form::Plain(style) => report::summary(view, *style),
             Form::Live(live) => report::summary(view, live.style),
         };
-        Ok(self.out.write(text)?)
+        self.out.write(text)?;
+        if !matches!(self.form, Form::Json)
+            && let Some(used) = report::used(view)
+        {
+            eprintln!("dewar: {used}");
+        }
+        Ok(())
     }
 }
 

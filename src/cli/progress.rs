@@ -108,7 +108,9 @@ fn process_line(
         return line.text;
     };
     let process_state = shown_state(of);
-    let word = format!("{:<7}", words::process_state(process_state));
+    let is_stuck = last.unkillable.is_some() && last.state.is_live();
+    let word = if is_stuck { "UNKILLABLE" } else { words::process_state(process_state) };
+    let word = format!("{word:<7}");
     line.push(&word, |text| frame.style.process(process_state, text));
     let number = of.runs.len() as u32 - 1;
     let time = run_time(last, frame.now).map(words::span).unwrap_or_default();

@@ -3,7 +3,9 @@
 use super::table::{self, Align};
 use super::term::{Style, escape};
 use super::words;
-use crate::proto::{Event, KillView, ProcessState, ProcessView, RunView, TaskView, Usage};
+use crate::proto::{
+    Event, KillView, ProcessState, ProcessView, RunView, TaskView, Unkillable, Usage,
+};
 
 /// Most processes that a summary tells of one by one, whatever their state.
 const SUMMARY_MAX: usize = 100;
@@ -28,8 +30,11 @@ fn run_event(process: &str, run: &RunView, style: Style) -> Option<String> {
     if matches!(state, ProcessState::Waiting | ProcessState::Forked) {
         return None;
     }
-    let word = style.process(state, words::process_state(state)).into_owned();
+    let word = style.process(state, run_state(run)).into_owned();
     let mut line = format!("{} run {} {word}", words::name(process), run.run);
+    if let Some(stuck) = stuck(run) {
+        return Some(line + ": " + &words::unkillable(stuck));
+    }
     if state == ProcessState::Running {
         let pid = run.pid.map(|pid| format!(", pid {pid}")).unwrap_or_default();
         return Some(line + &pid);
@@ -44,6 +49,16 @@ fn run_event(process: &str, run: &RunView, style: Style) -> Option<String> {
     Some(used.map_or(line.clone(), |used| line + ", " + &used))
 }
 
+/// What of a run that has not ended was killed and does not die.
+fn stuck(run: &RunView) -> Option<&Unkillable> {
+    run.unkillable.as_ref().filter(|_| run.end_time.is_none())
+}
+
+/// State of a run in a word.
+fn run_state(run: &RunView) -> &'static str {
+    if stuck(run).is_some() { "UNKILLABLE" } else { words::process_state(run.state()) }
+}
+
 fn kill_event(kill: &KillView) -> String {
     let what = if kill.lost { "declared lost" } else { "killed" };
     let wait = kill.wait.and_then(|wait| wait.try_into().ok()).map(words::span);
@@ -55,10 +70,8 @@ pub(super) fn summary(view: &TaskView, style: Style) -> String {
     let state = view.state();
     let word = style.task(state, words::task_state(state)).into_owned();
     let mut text = format!("{} {word}", words::name(&view.task_id));
-    if let [first, .., last] = view.state_history.as_slice()
-        && let (Some(first), Some(last)) = (first.time, last.time)
-    {
-        text = text + " after " + &words::span(words::between(first, last));
+    if let Some(took) = took(view) {
+        text = text + " after " + &words::span(took);
     }
     if let Some(detail) = &view.detail {
         text = text + ": " + &escape(detail);
@@ -69,6 +82,22 @@ pub(super) fn summary(view: &TaskView, style: Style) -> String {
         text = text + "  not enforced on this host: " + &escape(&fields) + "\n";
     }
     text + &processes(view, style)
+}
+
+/// What a task used and how long it took, for people; `None` where nothing of it is known.
+pub(super) fn used(view: &TaskView) -> Option<String> {
+    let used = words::usage(view.usage.as_ref()?);
+    if used.is_empty() {
+        return None;
+    }
+    let took = took(view).map(|time| format!("{} elapsed, ", words::span(time)));
+    Some(format!("{} used: {}{used}", words::name(&view.task_id), took.unwrap_or_default()))
+}
+
+/// Time from the first state of a task to its last, if it had more than one.
+fn took(view: &TaskView) -> Option<std::time::Duration> {
+    let [first, .., last] = view.state_history.as_slice() else { return None };
+    Some(words::between(first.time?, last.time?))
 }
 
 fn processes(view: &TaskView, style: Style) -> String {
@@ -104,11 +133,16 @@ pub(super) fn process_lines(processes: &[&ProcessView], style: Style) -> Vec<Str
 }
 
 fn process_row(process: &ProcessView) -> [String; 6] {
-    let state = process.state.map(|_| words::process_state(process.state()));
     let last = process.runs.last();
+    let stuck = last.and_then(stuck);
+    let state = process.state.map(|_| match stuck {
+        Some(_) => "UNKILLABLE",
+        None => words::process_state(process.state()),
+    });
     let why = [
         process.detail.as_deref().map(|text| escape(text).into_owned()),
         last.and_then(words::ending),
+        stuck.map(words::unkillable),
     ];
     [
         format!("  {}", words::name(&process.name)),
@@ -149,10 +183,11 @@ fn run_row(run: &RunView, why: bool) -> [String; 6] {
     };
     let pid = run.pid.map(|pid| format!("pid {pid}")).unwrap_or_default();
     let used = run.usage.as_ref().map(words::usage).filter(|used| !used.is_empty());
-    let more = [words::ending(run), used].into_iter().flatten().filter(|_| why);
+    let stuck = stuck(run).map(words::unkillable);
+    let more = [words::ending(run), stuck, used].into_iter().flatten().filter(|_| why);
     [
         format!("    run {}", run.run),
-        words::process_state(run.state()).to_owned(),
+        run_state(run).to_owned(),
         run.start_time.map(words::clock).unwrap_or_default(),
         time,
         pid,
@@ -221,6 +256,51 @@ web-1 FAILED after 0.01s: deadlock: idle waits for flaky, which failed
   idle     not run     0
 "
         );
+    }
+
+    /// Attack 28: it is told while it lasts, and over once the run has ended.
+    #[test]
+    fn a_run_that_does_not_die_is_unkillable_until_it_does() {
+        let mut script = Script::new(launch(task(vec![process("a")], &[])));
+        script.enter(Phase::Active).start(0, 0);
+        let stuck = proto::StuckProcess {
+            pid: 12,
+            name: "dd".to_owned(),
+            state: "D".to_owned(),
+            ..Default::default()
+        };
+        let stuck = Unkillable { count: 1, processes: vec![stuck], time: None };
+        let step = RunStep::Unkillable(Box::new(stuck.clone()));
+
+        let line = told(&mut script, &Happened::Run { process: 0, run: 0, step }).unwrap();
+        let row = summary(&script.replay.view(None), Style::Plain);
+        script.push(&Happened::Run { process: 0, run: 0, step: exited(1) });
+        let view = script.replay.view(None);
+
+        let said = "cannot be killed: pid 12 (dd), D";
+        assert!(line.ends_with(&format!(" a run 0 UNKILLABLE: {said}\n")), "{line}");
+        assert!(row.contains("UNKILLABLE") && row.contains(said), "{row}");
+        assert_eq!(view.processes[0].runs[0].unkillable, Some(stuck));
+        assert!(!summary(&view, Style::Plain).contains("UNKILLABLE"));
+    }
+
+    #[test]
+    fn the_usage_of_a_task_is_one_line_of_what_is_known() {
+        let mut script = Script::new(launch(task(vec![process("a")], &[])));
+        script.enter(Phase::Active).run(0, 0, exited(0));
+        assert_eq!(used(&script.replay.view(None)), None);
+        script.enter(Phase::Cleaning).enter(Phase::Finalizing);
+        let usage = Usage {
+            cpu_time: Some(std::time::Duration::from_millis(310).into()),
+            memory_peak_bytes: Some(3 << 20),
+            ..Usage::default()
+        };
+        script.push(&Happened::Used(Box::new(usage)));
+        script.enter(Phase::Success);
+
+        let line = used(&script.replay.view(None)).unwrap();
+
+        assert_eq!(line, "web-1 used: 0.00s elapsed, 0.31s CPU, peak 3.0 MiB");
     }
 
     /// Attack 47.

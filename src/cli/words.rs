@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use super::term::escape;
 use crate::proto::{
-    KillStage, ProcessState, RunView, TaskState, Timestamp, Usage, Verdict, VerdictReason,
+    KillStage, LimitLevel, OomKill, PidsLimit, ProcessState, RunView, TaskState, Timestamp,
+    Unkillable, Usage, Verdict, VerdictReason,
 };
 
 /// A state of a task, such as `ACTIVE`.
@@ -77,23 +78,34 @@ pub(super) fn cpu(usage: &Usage) -> Option<Duration> {
 /// about a success.
 pub(super) fn ending(run: &RunView) -> Option<String> {
     let verdict = run.verdict.as_ref()?;
-    let mut text = reason(run, verdict)?;
-    if let Some(detail) = &verdict.detail {
-        write!(text, " ({})", escape(detail)).expect("a string takes any text");
+    let is_reason = verdict.reason() == VerdictReason::Oom;
+    let notes = [
+        verdict.detail.as_deref().map(|detail| escape(detail).into_owned()),
+        verdict.oom.as_ref().filter(|_| !is_reason).map(oom_note),
+        verdict.pids_limit.as_ref().map(pids_note),
+    ];
+    let notes: Vec<_> = notes.into_iter().flatten().collect();
+    let mut text = reason(run, verdict, !notes.is_empty())?;
+    if !notes.is_empty() {
+        write!(text, " ({})", notes.join("; ")).expect("a string takes any text");
     }
     Some(text)
 }
 
-fn reason(run: &RunView, verdict: &Verdict) -> Option<String> {
+/// Why a run ended; of a success only `if_noted`.
+fn reason(run: &RunView, verdict: &Verdict, if_noted: bool) -> Option<String> {
     let signal = run.signal.as_deref().unwrap_or("a signal");
     let text = match verdict.reason() {
         VerdictReason::Exited => match run.exit_code {
-            Some(0) | None => return verdict.detail.is_some().then(|| "exit status 0".to_owned()),
+            Some(0) | None => return if_noted.then(|| "exit status 0".to_owned()),
             Some(code) => format!("exit status {code}"),
         },
         VerdictReason::Signalled => format!("died by {signal}"),
         VerdictReason::Killed => format!("{}: {signal}", stage(verdict.stage())),
-        VerdictReason::Oom => "out of memory".to_owned(),
+        VerdictReason::Oom => match &verdict.oom {
+            Some(oom) => format!("out of memory: {}", oom_cause(oom)),
+            None => "out of memory".to_owned(),
+        },
         VerdictReason::LaunchFailed => {
             let step = verdict.step.as_deref().unwrap_or("a step");
             let errno = verdict.errno.as_deref().unwrap_or("failed");
@@ -104,6 +116,65 @@ fn reason(run: &RunView, verdict: &Verdict) -> Option<String> {
         VerdictReason::Unspecified => return None,
     };
     Some(text)
+}
+
+fn oom_note(oom: &OomKill) -> String {
+    format!("{} for want of memory: {}", killed(oom.killed), oom_cause(oom))
+}
+
+fn oom_cause(oom: &OomKill) -> String {
+    let whose = whose(oom.level(), oom.cgroup.as_deref());
+    match (oom.level(), oom.limit_bytes) {
+        (LimitLevel::Host, _) => "the host had none left".to_owned(),
+        (_, Some(limit)) => format!("the limit of {whose} is {}", bytes(limit)),
+        (_, None) => format!("a limit of {whose}"),
+    }
+}
+
+fn pids_note(limit: &PidsLimit) -> String {
+    let many = if limit.refused == 1 { "1 fork" } else { &format!("{} forks", limit.refused) };
+    let whose = whose(limit.level(), limit.cgroup.as_deref());
+    match limit.limit {
+        Some(most) => format!("{many} refused: {whose} may have {most} processes"),
+        None => format!("{many} refused: a limit of {whose}"),
+    }
+}
+
+fn killed(processes: u64) -> String {
+    if processes == 1 {
+        "1 process was killed".to_owned()
+    } else {
+        format!("{processes} processes were killed")
+    }
+}
+
+/// Whose limit it is that was hit.
+fn whose(level: LimitLevel, cgroup: Option<&str>) -> String {
+    match level {
+        LimitLevel::Run => "the run".to_owned(),
+        LimitLevel::Task => "the task".to_owned(),
+        LimitLevel::Ancestor => escape(cgroup.unwrap_or("a cgroup above")).into_owned(),
+        LimitLevel::Host => "the host".to_owned(),
+        LimitLevel::Unspecified => "a cgroup".to_owned(),
+    }
+}
+
+/// What was killed and does not die, such as `cannot be killed: pid 12 (dd), D in jbd2_log_wait_commit`.
+pub(super) fn unkillable(unkillable: &Unkillable) -> String {
+    let process = |of: &crate::proto::StuckProcess| {
+        let at = of.wchan.as_deref().map(|wchan| format!(" in {}", escape(wchan)));
+        format!(
+            "pid {} ({}), {}{}",
+            of.pid,
+            escape(&of.name),
+            escape(&of.state),
+            at.unwrap_or_default()
+        )
+    };
+    let told: Vec<_> = unkillable.processes.iter().map(process).collect();
+    let more = (unkillable.count as usize).saturating_sub(told.len());
+    let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+    format!("cannot be killed: {}{more}", told.join("; "))
 }
 
 fn stage(stage: KillStage) -> &'static str {
@@ -131,10 +202,25 @@ pub(super) fn usage(usage: &Usage) -> String {
     if let Some(written) = usage.io_write_bytes {
         parts.push(format!("wrote {}", bytes(written)));
     }
-    if let Some(kills) = usage.oom_kills.filter(|&kills| kills > 0) {
-        parts.push(format!("{kills} OOM kill{}", if kills == 1 { "" } else { "s" }));
-    }
+    parts.push(limits_hit(usage));
+    parts.retain(|part| !part.is_empty());
     parts.join(", ")
+}
+
+/// What limits did to whoever used this, such as `throttled 3.21s, 1 OOM kill`; empty if nothing.
+pub(super) fn limits_hit(usage: &Usage) -> String {
+    let throttled = usage.cpu_throttled_time.and_then(|time| Duration::try_from(time).ok());
+    let throttled = throttled.filter(|time| !time.is_zero());
+    let counted = |count: Option<u64>, one: &str, many: &str| {
+        let count = count.filter(|&count| count > 0)?;
+        Some(if count == 1 { format!("1 {one}") } else { format!("{count} {many}") })
+    };
+    let parts = [
+        throttled.map(|time| format!("throttled {}", span(time))),
+        counted(usage.pids_limit_hits, "fork refused", "forks refused"),
+        counted(usage.oom_kills, "OOM kill", "OOM kills"),
+    ];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -207,6 +293,81 @@ mod tests {
             }),
             said("its coordinator died (100 losses in a row: the process has failed)")
         );
+    }
+
+    #[test]
+    fn an_oom_kill_says_whose_limit_was_hit() {
+        let oom = |level: LimitLevel, limit| OomKill {
+            level: level.into(),
+            cgroup: Some("/sys/fs/cgroup/a b".to_owned()),
+            limit_bytes: limit,
+            killed: 2,
+            ..OomKill::default()
+        };
+        let cause = |level, limit| oom_cause(&oom(level, limit));
+        assert_eq!(cause(LimitLevel::Run, Some(64 << 20)), "the limit of the run is 64.0 MiB");
+        assert_eq!(cause(LimitLevel::Task, None), "a limit of the task");
+        assert_eq!(
+            cause(LimitLevel::Ancestor, Some(1 << 30)),
+            "the limit of /sys/fs/cgroup/a b is 1.0 GiB"
+        );
+        assert_eq!(cause(LimitLevel::Host, None), "the host had none left");
+
+        let pids = PidsLimit {
+            level: LimitLevel::Task.into(),
+            limit: Some(64),
+            refused: 3,
+            ..PidsLimit::default()
+        };
+        let verdict = Verdict {
+            reason: VerdictReason::Exited.into(),
+            oom: Some(oom(LimitLevel::Run, Some(64 << 20))),
+            pids_limit: Some(pids),
+            ..Verdict::default()
+        };
+        let run = RunView { exit_code: Some(0), verdict: Some(verdict), ..RunView::default() };
+        assert_eq!(
+            ending(&run).unwrap(),
+            "exit status 0 (2 processes were killed for want of memory: the limit of the run is 64.0 MiB; \
+             3 forks refused: the task may have 64 processes)"
+        );
+    }
+
+    /// Attack 28.
+    #[test]
+    fn what_does_not_die_is_told_with_where_it_waits() {
+        let dd = crate::proto::StuckProcess {
+            pid: 12,
+            name: "dd\x1b".to_owned(),
+            state: "D".to_owned(),
+            wchan: Some("percpu_rwsem_wait".to_owned()),
+            ..Default::default()
+        };
+        let one = Unkillable { count: 1, processes: vec![dd.clone()], time: None };
+        let many = Unkillable { count: 5, ..one.clone() };
+
+        let text = "cannot be killed: pid 12 (dd\\x1b), D in percpu_rwsem_wait";
+        assert_eq!(unkillable(&one), text);
+        assert_eq!(unkillable(&many), format!("{text}; and 4 more"));
+    }
+
+    #[test]
+    fn a_usage_is_told_as_far_as_it_is_known() {
+        let span = |millis| Some(Duration::from_millis(millis).into());
+        let used = Usage {
+            cpu_time: span(310),
+            memory_peak_bytes: Some(3 << 20),
+            io_read_bytes: Some(0),
+            cpu_throttled_time: span(3_210),
+            pids_limit_hits: Some(1),
+            oom_kills: Some(2),
+            ..Usage::default()
+        };
+
+        let text =
+            "0.31s CPU, peak 3.0 MiB, read 0 B, throttled 3.21s, 1 fork refused, 2 OOM kills";
+        assert_eq!(usage(&used), text);
+        assert_eq!(usage(&Usage { oom_kills: Some(0), ..Usage::default() }), "");
     }
 
     #[test]

@@ -14,13 +14,13 @@
 
 pub mod output;
 pub mod start;
+mod verdict;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::SigSet;
@@ -28,23 +28,21 @@ use nix::sys::stat::umask;
 use nix::sys::time::TimeVal;
 use nix::unistd::Pid;
 
-use crate::cgroup::{CgroupError, Leaf, TaskCgroup};
+use crate::cgroup::{Above, CgroupError, Leaf, TaskCgroup};
 use crate::checkpoint::{Instant, WriteError, Writer};
 use crate::failpoint::{Failpoint, hit};
 use crate::proto::record::Kind;
 use crate::proto::run_transition::State;
-use crate::proto::{
-    self, Launch, RunForked, RunRunning, RunTransition, Usage, Verdict, VerdictReason,
-};
+use crate::proto::{self, Launch, RunForked, RunRunning, RunTransition, Usage};
 use crate::sandbox::Sandbox;
-use crate::state::{Outcome, RunEnd};
+use crate::state::RunEnd;
 use crate::sys::exec::exit_now;
-use crate::sys::pidfd::Exit;
 use crate::sys::{clock, fds, pidfd, process};
 use crate::task::spec::FileMode;
 use crate::task::{Logger, ProcessSpec, TaskId};
 use output::Pump;
 use start::{LaunchFailed, Run, Start, Step, UMASK};
+use verdict::{Limits, ended, not_started};
 
 /// Bytes set aside for the records of a run, so that a disk that fills up meanwhile cannot take its end.
 pub const RESERVE: u64 = 4096;
@@ -58,6 +56,13 @@ const DEFAULT_LOGGER: Logger = Logger { file: Some(FileMode::Standard), console:
 /// First and longest pause between two tries to write a record.
 const RETRY: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(20)..=Duration::from_secs(1);
+
+/// Time that what was killed gets to be gone before it is told that it does not die.
+pub const DEATH: Duration = Duration::from_secs(2);
+
+/// First and longest pause between two kills of what does not die.
+const KILL_AGAIN: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(60);
 
 /// What a coordinator is forked for.
 pub struct Job<'a> {
@@ -118,6 +123,8 @@ struct Running {
     pid: Pid,
     pidfd: OwnedFd,
     leaf: Option<Leaf>,
+    /// What counted above it when it began.
+    above: Option<Above>,
     pump: Option<Pump>,
 }
 
@@ -169,13 +176,15 @@ impl<'a> Coordinator<'a> {
         }
     }
 
-    fn try_start(&self) -> Result<Running, LaunchFailed> {
+    fn try_start(&mut self) -> Result<Running, LaunchFailed> {
         pass(Failpoint::CoordinatorForked)?;
         let leaf = self.make_leaf()?;
+        let above = self.job.cgroup.map(Above::of);
         match self.start_in(leaf.as_ref()) {
-            Ok((pid, pidfd, pump)) => Ok(Running { pid, pidfd, leaf, pump }),
+            Ok((pid, pidfd, pump)) => Ok(Running { pid, pidfd, leaf, above, pump }),
             Err(failure) => {
-                clear(leaf.as_ref());
+                let failure = failure.for_want_of(leaf.as_ref());
+                self.clear(leaf.as_ref());
                 remove(leaf.as_ref());
                 Err(failure)
             }
@@ -198,7 +207,7 @@ impl<'a> Coordinator<'a> {
         let Job { spec, launch, process, .. } = &self.job;
         if let Some(resources) = &spec.resources {
             let path = format!("processes[{process}].resources");
-            let missing = leaf.apply(resources, &path).map_err(no_cgroup)?;
+            let missing = leaf.apply(resources, &path).map_err(no_cgroup)?.unenforceable;
             if let Some(limit) = missing.iter().find(|l| !launch.unenforced.contains(&l.field)) {
                 let why = format!("{}: {} is gone: {}", limit.field, limit.needs, limit.why);
                 return Err(LaunchFailed::caused(Step::Cgroup, &io::Error::other(why)));
@@ -242,14 +251,65 @@ impl<'a> Coordinator<'a> {
         self.wait_for_exit(&mut running);
         let exit = pidfd::wait(running.pidfd.as_fd());
         let _ = hit(Failpoint::CoordinatorExited);
-        clear(running.leaf.as_ref());
+        self.clear(running.leaf.as_ref());
         if let Some(pump) = &mut running.pump {
             pump.finish();
         }
+        // The kernel counts a victim before it sends the signal, so what is read after the exit has it.
         let usage = usage(running.leaf.as_ref());
+        let limits = self.limits(&running, usage.as_ref());
         remove(running.leaf.as_ref());
         let _ = hit(Failpoint::CoordinatorEmpty);
-        ended(exit, usage)
+        ended(exit, usage, limits)
+    }
+
+    /// What limits, its own and those above, did to a run that is over.
+    fn limits(&self, running: &Running, usage: Option<&Usage>) -> Limits {
+        let Running { leaf: Some(leaf), above: Some(above), .. } = running else {
+            return Limits::default();
+        };
+        let (Some(task), Some(usage)) = (self.job.cgroup, usage) else { return Limits::default() };
+        Limits {
+            oom: above.oom_kill(task, leaf, usage.oom_kills),
+            pids: above.pids_limit(task, leaf, usage.pids_limit_hits),
+        }
+    }
+
+    /// Kills what a run left behind, and waits until nothing of it lives. What does not die is told, and killed again.
+    fn clear(&mut self, leaf: Option<&Leaf>) {
+        let Some(leaf) = leaf else {
+            // Orphans of the run became ours; children of those that die do so too.
+            while process::kill_children_except(&[]) > 0 {
+                let _ = nix::sys::wait::wait();
+            }
+            return;
+        };
+        let start = std::time::Instant::now();
+        let mut pause = *KILL_AGAIN.start();
+        let mut told = Vec::new();
+        while leaf.is_populated().unwrap_or(true) {
+            // A kill that fails, for want of memory, is tried again.
+            let _ = leaf.kill();
+            let _ = leaf.wait_empty(std::time::Instant::now() + pause);
+            if start.elapsed() >= DEATH {
+                self.tell_unkillable(leaf, &mut told);
+                pause = (pause * 2).min(*KILL_AGAIN.end());
+            }
+        }
+    }
+
+    /// Records what does not die, unless that was `told` already.
+    fn tell_unkillable(&mut self, leaf: &Leaf, told: &mut Vec<i32>) {
+        let Ok(Some(unkillable)) = leaf.unkillable() else { return };
+        let pids: Vec<i32> = unkillable.processes.iter().map(|process| process.pid).collect();
+        if pids.is_empty() || pids == *told {
+            return;
+        }
+        *told = pids;
+        self.append(State::Unkillable(unkillable));
+        if self.flush(Failpoint::CoordinatorFlushRunning) {
+            self.nudge();
+        }
     }
 
     /// Waits until the first process has ended, and meanwhile pumps its output and retries what could not be written.
@@ -327,23 +387,6 @@ fn leave_runner(job: &Job<'_>) -> io::Result<()> {
     Ok(fds::set_limit(job.descriptors)?)
 }
 
-/// Kills what a run left behind, and waits until nothing of it lives.
-fn clear(leaf: Option<&Leaf>) {
-    let Some(leaf) = leaf else {
-        // Orphans of the run became ours; children of those that die do so too.
-        while process::kill_children_except(&[]) > 0 {
-            let _ = nix::sys::wait::wait();
-        }
-        return;
-    };
-    while leaf.is_populated().unwrap_or(true) {
-        // A kill that fails, for want of memory, is tried again.
-        let _ = leaf.kill();
-        let soon = std::time::Instant::now() + *RETRY.end();
-        let _ = leaf.wait_empty(soon);
-    }
-}
-
 /// Removes the leaf of a run that is over.
 fn remove(leaf: Option<&Leaf>) {
     if let Some(leaf) = leaf {
@@ -354,18 +397,8 @@ fn remove(leaf: Option<&Leaf>) {
 
 /// What the run used: by its leaf, or by what the kernel adds up for children that were waited for.
 fn usage(leaf: Option<&Leaf>) -> Option<Usage> {
-    let micros = |micros: u64| duration(Duration::from_micros(micros));
     if let Some(leaf) = leaf {
-        let raw = leaf.usage();
-        return Some(Usage {
-            cpu_time: raw.cpu_usec.map(micros),
-            cpu_user_time: raw.cpu_user_usec.map(micros),
-            cpu_system_time: raw.cpu_system_usec.map(micros),
-            memory_peak_bytes: raw.memory_peak,
-            io_read_bytes: raw.io_read,
-            io_write_bytes: raw.io_written,
-            oom_kills: raw.oom_kills,
-        });
+        return Some(leaf.usage());
     }
     let children = getrusage(UsageWho::RUSAGE_CHILDREN).ok()?;
     let time = |time: TimeVal| {
@@ -382,21 +415,4 @@ fn usage(leaf: Option<&Leaf>) -> Option<Usage> {
 
 fn duration(of: Duration) -> pbjson_types::Duration {
     pbjson_types::Duration { seconds: of.as_secs() as i64, nanos: of.subsec_nanos() as i32 }
-}
-
-fn not_started(failure: &LaunchFailed) -> RunEnd {
-    RunEnd { outcome: Outcome::NotStarted, verdict: failure.verdict(), usage: None }
-}
-
-/// The end of a run by what waitid(2) says of its first process, and by the kernel's own count of OOM kills: never by
-/// an exit status that merely looks like one.
-fn ended(exit: Result<Exit, Errno>, usage: Option<Usage>) -> RunEnd {
-    let (outcome, reason) = match exit {
-        Ok(Exit::Code(code)) => (Outcome::Exited(code), VerdictReason::Exited),
-        Ok(Exit::Signal(signal)) => (Outcome::Signalled(signal as u8), VerdictReason::Signalled),
-        Err(_) => (Outcome::Lost, VerdictReason::CoordinatorLost),
-    };
-    let killed = usage.and_then(|usage| usage.oom_kills).unwrap_or(0) > 0;
-    let reason = if killed && outcome != Outcome::Exited(0) { VerdictReason::Oom } else { reason };
-    RunEnd { outcome, verdict: Verdict { reason: reason.into(), ..Verdict::default() }, usage }
 }

@@ -98,6 +98,7 @@ impl Runner {
             news: false,
             recheck: None,
             recheck_pause: 0,
+            used: None,
         };
         if !runner.state.phase().is_some_and(Phase::is_terminal) {
             runner.record_lead(recovered.dropped_bytes)?;
@@ -277,6 +278,7 @@ impl Runner {
         let live = self.state.processes()[process as usize].live_run();
         match (live.map(|(_, run)| run.state), step) {
             (Some(RunState::Waiting), _) | (Some(RunState::Forked), Step::Running(_)) => false,
+            (Some(_), Step::Unkillable(unkillable)) => self.is_told(process, unkillable),
             (_, step) => !matches!(step, Step::Ended(_)),
         }
     }
@@ -397,11 +399,9 @@ fn contain(
         return Ok(cgroup);
     }
     let explicit = Some(base.ok_or(RunnerError::NoBase)?);
-    let cgroup = cgroup::find(&cgroup::Options { explicit })?.task(task)?;
-    if let Some(resources) = &state.spec().resources {
-        let missing = cgroup.apply(resources, "resources")?;
-        refuse_missing(launch, missing)?;
-    }
+    let base = cgroup::find(&cgroup::Options { explicit })?;
+    let (cgroup, applied) = base.task_for(task, state.spec())?;
+    refuse_missing(launch, applied.unenforceable)?;
     Ok(cgroup)
 }
 

@@ -32,7 +32,7 @@ use crate::checkpoint::{
     Identity, Instant, IoError, OpenError, Position, ReadError, Root, WriteError, Writer, tasks,
 };
 use crate::failpoint::{Failpoint, hit};
-use crate::proto::{Launch, VerdictReason};
+use crate::proto::{Launch, Usage, VerdictReason};
 use crate::state::{Effect, Event, Phase, Stamp, TaskState, plan, wake};
 use crate::sys::clock;
 use crate::sys::socket::Peer;
@@ -157,6 +157,8 @@ struct Live {
     coordinator: Option<Coordinator>,
     /// What its coordinator may take at the most to record its next step: CLOCK_BOOTTIME in nanoseconds.
     backstop: Option<u64>,
+    /// It was killed: when it is looked at whether it died, and the pause after that.
+    death: Option<(u64, u64)>,
     /// The coordinator is gone, and why the run is LOST; its leaf is being emptied.
     lost: Option<VerdictReason>,
     /// Its coordinator recorded another boot than this one.
@@ -214,6 +216,8 @@ pub struct Runner {
     recheck: Option<u64>,
     /// The pause before that look, nanoseconds.
     recheck_pause: u64,
+    /// What the task used, once nothing of it lives; until that is recorded.
+    used: Option<Usage>,
 }
 
 impl Runner {
@@ -268,6 +272,9 @@ impl Runner {
             Effect::Enter(phase) => {
                 if phase.is_terminal() && !self.is_empty()? {
                     return Ok(false);
+                }
+                if let Some(usage) = self.used.take() {
+                    self.record(Event::Used(Box::new(usage)), clock::now())?;
                 }
                 self.sync_due |= phase.is_terminal();
                 self.record(Event::Entered(phase), clock::now())?;
@@ -353,12 +360,14 @@ impl Runner {
         let planned = wake(&self.state).filter(|_| stalled.is_none());
         let retries = self.retries.iter().map(|&(at, _)| at);
         let backstops = self.starting.iter().filter_map(|process| self.live.get(process)?.backstop);
+        let deaths = self.live.values().filter_map(|live| Some(live.death?.0));
         let until = stalled
             .into_iter()
             .chain(planned)
             .chain(self.recheck)
             .chain(retries)
             .chain(backstops)
+            .chain(deaths)
             .min();
         for wake in self.sources.wait(until).map_err(doing("sleep"))? {
             match wake {
@@ -369,7 +378,8 @@ impl Runner {
                 Wake::Coordinator(process) => self.coordinator_died(process)?,
             }
         }
-        self.check_backstops()
+        self.check_backstops()?;
+        self.check_deaths()
     }
 
     fn take_requests(&mut self) -> Result<(), RunnerError> {
@@ -434,7 +444,7 @@ impl Runner {
             // Writes of 4 bytes to a pipe are atomic, so nudges come whole (pipe(7)).
             for nudge in buffer[..count].as_chunks::<4>().0 {
                 let process = u32::from_ne_bytes(*nudge);
-                if self.starting.contains(&process) {
+                if self.live.contains_key(&process) {
                     self.nudged(process)?;
                 }
             }

@@ -9,13 +9,13 @@ use nix::errno::Errno;
 
 use super::attach::{START_BACKSTOP, UNKNOWN_BACKSTOP};
 use super::sources::Wake;
-use super::{Coordinator, RETRY, Runner, RunnerError, doing};
+use super::{Coordinator, Live, RETRY, Runner, RunnerError, doing};
 use crate::cgroup::CgroupError;
 use crate::checkpoint::{OpenError, Recovery, WriteError, Writer};
 use crate::coordinator::{self, Job};
 use crate::failpoint::{Failpoint, hit};
 use crate::proto::record::Kind;
-use crate::proto::{KillStage, Verdict, VerdictReason};
+use crate::proto::{KillStage, Unkillable, Usage, Verdict, VerdictReason};
 use crate::state::{Event, Outcome, Phase, RunEnd, RunState, RunStep};
 use crate::sys::{clock, clone, pidfd, process};
 
@@ -64,6 +64,9 @@ const DOOM_BACKSTOP: u64 = 5_000_000_000;
 /// Pauses between two looks at a cgroup that is being emptied: the kernel's notification of a young cgroup may be
 /// late (it is limited to one per 10 ms and file).
 const RECHECK: std::ops::RangeInclusive<u64> = 2_000_000..=1_000_000_000;
+
+/// First and longest pause between two looks at a run that was killed and does not die, nanoseconds.
+const DEATH_PAUSE: std::ops::RangeInclusive<u64> = 1_000_000_000..=60_000_000_000;
 
 impl Runner {
     pub(super) fn perform(&mut self, act: Act) -> Result<(), RunnerError> {
@@ -284,6 +287,12 @@ impl Runner {
     }
 
     fn kill_run(&mut self, process: u32, run: u32) -> Result<(), RunnerError> {
+        if let Some(live) = self.live.get_mut(&process)
+            && live.death.is_none()
+        {
+            let due = clock::boot_nanos() + coordinator::DEATH.as_nanos() as u64;
+            live.death = Some((due, *DEATH_PAUSE.start()));
+        }
         match &self.cgroup {
             Some(cgroup) => {
                 if let Some(leaf) = cgroup.open_leaf(self.name(process), run)? {
@@ -293,6 +302,50 @@ impl Runner {
             None => self.signal_first(process, libc::SIGKILL),
         }
         Ok(())
+    }
+
+    /// Looks at runs that were killed some time ago: what has not died is told, and killed again.
+    pub(super) fn check_deaths(&mut self) -> Result<(), RunnerError> {
+        let now = clock::boot_nanos();
+        let is_due = |live: &Live| live.death.is_some_and(|(due, _)| due <= now);
+        let due: Vec<(u32, u32)> = self
+            .live
+            .iter()
+            .filter(|(_, live)| is_due(live))
+            .map(|(&process, live)| (process, live.run))
+            .collect();
+        for (process, run) in due {
+            self.kill_run(process, run)?;
+            if let Some(live) = self.live.get_mut(&process) {
+                live.death = live.death.map(|(_, pause)| {
+                    (now.saturating_add(pause), (pause * 2).min(*DEATH_PAUSE.end()))
+                });
+            }
+            self.tell_unkillable(process, run)?;
+        }
+        Ok(())
+    }
+
+    /// Records what of a run does not die, unless that is recorded.
+    fn tell_unkillable(&mut self, process: u32, run: u32) -> Result<(), RunnerError> {
+        let Some(cgroup) = &self.cgroup else { return Ok(()) };
+        let Some(leaf) = cgroup.open_leaf(self.name(process), run)? else { return Ok(()) };
+        let Some(unkillable) = leaf.unkillable()? else { return Ok(()) };
+        let state = self.state.processes()[process as usize].live_run().map(|(_, run)| run.state);
+        let may = matches!(state, Some(RunState::Forked | RunState::Running));
+        if !may || unkillable.processes.is_empty() || self.is_told(process, &unkillable) {
+            return Ok(());
+        }
+        let step = RunStep::Unkillable(Box::new(unkillable));
+        self.record(Event::Run { process, run, step }, clock::now())
+    }
+
+    /// Whether the same processes of the live run are recorded as not dying.
+    pub(super) fn is_told(&self, process: u32, unkillable: &Unkillable) -> bool {
+        let pids = |of: &Unkillable| of.processes.iter().map(|stuck| stuck.pid).collect::<Vec<_>>();
+        let run = self.state.processes()[process as usize].live_run();
+        let told = run.and_then(|(_, run)| run.unkillable.as_deref());
+        told.is_some_and(|told| pids(told) == pids(unkillable))
     }
 
     /// Its coordinator is gone: the run is killed, and LOST once nothing of it lives.
@@ -370,12 +423,19 @@ impl Runner {
                 cgroup.kill()?;
                 false
             }
-            Some(cgroup) => match cgroup.remove() {
-                Ok(()) => true,
-                // Somebody moved in meanwhile.
-                Err(CgroupError::Populated(_)) => false,
-                Err(error) => return Err(error.into()),
-            },
+            Some(cgroup) => {
+                let used = Some(cgroup.usage()).filter(|used| *used != Usage::default());
+                match cgroup.remove() {
+                    Ok(()) => {
+                        cgroup.release_protection(self.state.spec().resources.as_ref());
+                        self.used = used;
+                        true
+                    }
+                    // Somebody moved in meanwhile.
+                    Err(CgroupError::Populated(_)) => false,
+                    Err(error) => return Err(error.into()),
+                }
+            }
         };
         if !empty {
             self.look_again();

@@ -58,6 +58,8 @@ pub enum Event {
         /// Why.
         stage: KillStage,
     },
+    /// What the task used in all was read, when nothing of it lived any more.
+    Used(Box<proto::Usage>),
 }
 
 /// A step in the life of a run.
@@ -75,6 +77,8 @@ pub enum RunStep {
         /// The first process of the run.
         pid: ProcessId,
     },
+    /// It was killed and does not die.
+    Unkillable(Box<proto::Unkillable>),
     /// It has ended.
     Ended(Box<RunEnd>),
 }

@@ -44,6 +44,8 @@ pub struct Run {
     pub ended: Option<Stamp>,
     /// How it ended.
     pub end: Option<Box<RunEnd>>,
+    /// What of it was killed and does not die, or did not.
+    pub unkillable: Option<Box<proto::Unkillable>>,
     /// SIGTERM was sent to it.
     pub terminated: bool,
     /// It is to be killed, and why.
@@ -70,6 +72,7 @@ impl Run {
             started: None,
             ended: None,
             end: None,
+            unkillable: None,
             terminated: false,
             doomed: None,
             terminate_again: false,

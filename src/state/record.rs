@@ -61,6 +61,9 @@ impl Event {
             Kind::Doomed(doomed) => {
                 Self::Doomed { process: doomed.process, run: doomed.run, stage: doomed.stage() }
             }
+            Kind::Used(used) => {
+                Self::Used(Box::new(used.usage.ok_or(RecordError::Field("usage"))?))
+            }
         })
     }
 
@@ -96,6 +99,7 @@ impl Event {
             &Self::Doomed { process, run, stage } => {
                 Kind::Doomed(proto::Doomed { process, run, stage: stage.into() })
             }
+            Self::Used(usage) => Kind::Used(proto::TaskUsed { usage: Some(**usage) }),
         }
     }
 }
@@ -115,6 +119,7 @@ impl RunStep {
             Step::Running(running) => {
                 RunStep::Running { pid: running.pid.ok_or(RecordError::Field("pid"))? }
             }
+            Step::Unkillable(unkillable) => RunStep::Unkillable(Box::new(unkillable)),
             Step::Ended(ended) => RunStep::Ended(Box::new(RunEnd {
                 outcome: outcome_from(&ended)?,
                 verdict: ended.verdict.unwrap_or_default(),
@@ -131,6 +136,7 @@ fn step_to(step: &RunStep) -> Step {
             Step::Forked(proto::RunForked { coordinator: Some(*coordinator), ..Default::default() })
         }
         RunStep::Running { pid } => Step::Running(proto::RunRunning { pid: Some(*pid) }),
+        RunStep::Unkillable(unkillable) => Step::Unkillable((**unkillable).clone()),
         RunStep::Ended(end) => Step::Ended(end.to_proto()),
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::event::{Event, KillStage, Outcome, ProcessId, RunEnd, RunStep, Stamp};
 use super::process::{Process, Run, RunState, Settled, state_of};
-use crate::proto::{Verdict, VerdictReason};
+use crate::proto::{Usage, Verdict, VerdictReason};
 use crate::task::TaskSpec;
 
 /// Where a task is in its life (T41).
@@ -153,6 +153,7 @@ pub struct TaskState {
     dropped_bytes: u64,
     kill: Option<Kill>,
     deadline: Option<u64>,
+    usage: Option<Box<Usage>>,
     processes: Vec<Process>,
     live: BTreeSet<u32>,
     pub(super) regular: Plan,
@@ -172,6 +173,7 @@ impl TaskState {
             dropped_bytes: 0,
             kill: None,
             deadline: None,
+            usage: None,
             processes: vec![Process::default(); spec.processes.len()],
             live: BTreeSet::new(),
             regular: Plan::default(),
@@ -226,6 +228,11 @@ impl TaskState {
         self.deadline
     }
 
+    /// What it used in all, as its cgroup accounted for it; `None` before its end, and where that was not read.
+    pub fn usage(&self) -> Option<&Usage> {
+        self.usage.as_deref()
+    }
+
     /// Its processes, in declared order.
     pub fn processes(&self) -> &[Process] {
         &self.processes
@@ -270,6 +277,13 @@ impl TaskState {
     pub fn judge(&self, process: u32, run: u32, mut end: RunEnd) -> RunEnd {
         let Some(of) = self.processes.get(process as usize) else { return end };
         let Some(run) = of.runs.get(run as usize) else { return end };
+        if outlived_oom_kill(run, &end) {
+            let natural = match end.outcome {
+                Outcome::Signalled(_) => VerdictReason::Signalled,
+                _ => VerdictReason::Exited,
+            };
+            end.verdict.reason = natural.into();
+        }
         if end.verdict.reason() == VerdictReason::Signalled {
             let stage = match end.outcome {
                 Outcome::Signalled(signal) if i32::from(signal) == libc::SIGKILL => run.doomed,
@@ -338,6 +352,7 @@ impl TaskState {
                 run.doomed = Some(stage);
                 run.killing = true;
             }
+            Event::Used(usage) => self.usage = Some(usage.clone()),
         }
         Ok(())
     }
@@ -433,6 +448,9 @@ impl TaskState {
                 live.state = RunState::Running;
                 live.pid = Some(*pid);
                 live.started = Some(at);
+            }
+            (RunState::Forked | RunState::Running, RunStep::Unkillable(unkillable)) => {
+                live.unkillable = Some(unkillable.clone());
             }
             (state, RunStep::Ended(end)) if may_end(state, end.outcome) => {
                 live.state = state_of(end);
@@ -597,8 +615,25 @@ impl RunStep {
             Self::Opened => "Opened",
             Self::Forked { .. } => "Forked",
             Self::Running { .. } => "Running",
+            Self::Unkillable(_) => "Unkillable",
             Self::Ended(_) => "Ended",
         }
+    }
+}
+
+/// Whether a run lost processes for want of memory, went on without them, and ended because dewar asked for it.
+///
+/// One that is killed as a whole does not go on. Of the others the counters do not tell which process was a victim, and when:
+/// a run that was told to end, or was killed, is taken to have ended so.
+fn outlived_oom_kill(run: &Run, end: &RunEnd) -> bool {
+    let is_partial = end.verdict.oom.as_ref().is_some_and(|oom| !oom.whole);
+    if end.verdict.reason() != VerdictReason::Oom || !is_partial {
+        return false;
+    }
+    match end.outcome {
+        Outcome::Signalled(_) => run.doomed.is_some(),
+        Outcome::Exited(_) => run.terminated || run.doomed.is_some(),
+        _ => false,
     }
 }
 

@@ -19,3 +19,4 @@ mod outcomes;
 mod recover;
 mod support;
 mod terminal;
+mod usage;

@@ -2,4 +2,5 @@
 
 mod contained;
 mod hosts;
+mod limits;
 mod smoke;

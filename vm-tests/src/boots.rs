@@ -130,6 +130,20 @@ pub(crate) const BOOTS: &[Boot] = &[
     },
 ];
 
+/// The machine whose power is cut, and the one that looks at its disks: see `power`.
+pub(crate) const POWER_CUT: Boot = Boot {
+    name: "power-cut-6.12",
+    kernel: Series::V6_12,
+    command_line: "cgroup_no_v1=all",
+    root: Root::Bare,
+    selections: &[],
+};
+
+/// Names of all of them.
+pub(crate) fn names() -> impl Iterator<Item = &'static str> {
+    BOOTS.iter().chain([&POWER_CUT]).map(|boot| boot.name)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,10 +161,11 @@ mod tests {
 
     #[test]
     fn no_two_boots_have_one_name() {
-        let mut names: Vec<_> = BOOTS.iter().map(|boot| boot.name).collect();
+        let mut names: Vec<_> = names().collect();
+        let count = names.len();
         names.sort_unstable();
         names.dedup();
 
-        assert_eq!(names.len(), BOOTS.len());
+        assert_eq!(names.len(), count);
     }
 }

@@ -42,8 +42,44 @@ pub(crate) struct Hardware<'a> {
     pub(crate) kernel: &'a Path,
     pub(crate) initrd: &'a Path,
     pub(crate) command_line: &'a str,
+    pub(crate) drives: &'a [Drive],
     /// Its console, and what QEMU has to say, go here.
     pub(crate) log: PathBuf,
+}
+
+/// A disk.
+#[derive(Debug, Clone)]
+pub(crate) struct Drive {
+    /// The file that is its content.
+    pub(crate) disk: PathBuf,
+    /// By which the guest knows it.
+    pub(crate) serial: String,
+    /// Each write and flush is logged there, in order.
+    pub(crate) log: Option<PathBuf>,
+}
+
+impl Drive {
+    /// As QEMU takes it; `number` tells it from others.
+    fn arguments(&self, number: usize) -> Vec<String> {
+        let file = |node: &str, path: &Path| {
+            format!("driver=file,filename={},node-name={node}{number}", path.display())
+        };
+        let top = match &self.log {
+            None => format!("driver=raw,file=disk{number},node-name=top{number}"),
+            Some(_) => format!(
+                "driver=blklogwrites,file=disk{number},log=log{number},node-name=top{number},log-super-update-interval=64"
+            ),
+        };
+        let mut blocks = vec![file("disk", &self.disk)];
+        blocks.extend(self.log.iter().map(|log| file("log", log)));
+        blocks.push(top);
+        let device =
+            format!("virtio-blk-pci,drive=top{number},serial={},write-cache=on", self.serial);
+        let mut arguments: Vec<_> =
+            blocks.into_iter().flat_map(|block| ["-blockdev".to_owned(), block]).collect();
+        arguments.extend(["-device".to_owned(), device]);
+        arguments
+    }
 }
 
 /// Why a machine is of no more use.
@@ -86,6 +122,7 @@ impl Machine {
             .args(["-serial", "chardev:console"])
             .args(["-device", "virtio-serial-pci", "-chardev", "stdio,id=port,signal=off"])
             .args(["-device", &format!("virtserialport,chardev=port,name={PORT}")])
+            .args(hardware.drives.iter().enumerate().flat_map(|(n, drive)| drive.arguments(n)))
             .arg("-kernel")
             .arg(hardware.kernel)
             .arg("-initrd")
@@ -133,6 +170,16 @@ impl Machine {
             Ok(event) => event.map_err(Lost::Talk),
             Err(RecvTimeoutError::Timeout) => Err(Lost::Silent(whose, patience)),
             Err(RecvTimeoutError::Disconnected) => Err(Lost::Ended { panic: self.panic() }),
+        }
+    }
+
+    /// Switches it off, and waits until its disks are closed.
+    pub(crate) fn switch_off(mut self, patience: Duration) -> Result<(), Lost> {
+        self.order(&Order::PowerOff)?;
+        match self.event("the machine that was switched off", patience) {
+            Err(Lost::Ended { .. }) => self.qemu.wait().map(drop).map_err(Lost::Talk),
+            Err(lost) => Err(lost),
+            Ok(_) => Err(Lost::Talk(io::ErrorKind::InvalidData.into())),
         }
     }
 

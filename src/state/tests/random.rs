@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use super::reference;
 use super::script::{Attempt, End, MS, OnTerm, Scripted, Task, process, task};
 use super::sim::{Sim, natural_end};
+use crate::proto::Usage;
 use crate::state::{
     Event, KillStage, Leader, Outcome, Phase, ProcessId, RunEnd, RunState, RunStep, Stamp,
     TaskState,
@@ -161,6 +162,7 @@ fn events() -> impl Strategy<Value = Event> {
         4 => Just(RunStep::Opened),
         1 => Just(RunStep::Forked { coordinator: pid }),
         1 => Just(RunStep::Running { pid }),
+        1 => Just(RunStep::Unkillable(Box::default())),
         3 => outcomes.prop_map(|outcome| {
             RunStep::Ended(Box::new(RunEnd { outcome, ..natural_end(End::Exit(0)) }))
         }),
@@ -177,6 +179,8 @@ fn events() -> impl Strategy<Value = Event> {
             .prop_map(|(deadline, lost)| Event::KillRequested { deadline, lost, by_uid: 0, by_pid: 0 }),
         1 => id.clone().prop_map(|(process, run)| Event::Terminated { process, run }),
         1 => id.prop_map(|(process, run)| Event::Doomed { process, run, stage: KillStage::Request }),
+        1 => any::<u64>()
+            .prop_map(|bytes| Event::Used(Box::new(Usage { memory_peak_bytes: Some(bytes), ..Usage::default() }))),
     ]
 }
 
@@ -191,7 +195,7 @@ fn may_follow(sim: &Sim, event: &Event) -> bool {
         (of.0 == run).then_some(of.1.state)
     };
     match *event {
-        Event::Led(_) | Event::KillRequested { .. } => true,
+        Event::Led(_) | Event::KillRequested { .. } | Event::Used(_) => true,
         Event::Entered(to) => match state.phase() {
             None => to == Phase::Active,
             Some(Phase::Active) => to == Phase::Cleaning,
@@ -211,6 +215,7 @@ fn may_follow(sim: &Sim, event: &Event) -> bool {
             match step {
                 RunStep::Forked { .. } => from == RunState::Waiting,
                 RunStep::Running { .. } => from == RunState::Forked,
+                RunStep::Unkillable(_) => matches!(from, RunState::Forked | RunState::Running),
                 RunStep::Ended(end) => match end.outcome {
                     Outcome::Exited(_) => from == RunState::Running,
                     Outcome::Signalled(_) => from != RunState::Waiting,

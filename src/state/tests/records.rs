@@ -6,7 +6,9 @@ use prost::Message;
 use super::script::{End, process, task};
 use super::sim::natural_end;
 use crate::proto::record::Kind;
-use crate::proto::{self, ProcessState, Record, RunEnded, RunTransition, run_transition};
+use crate::proto::{
+    self, ProcessState, Record, RunEnded, RunTransition, Unkillable, Usage, run_transition,
+};
 use crate::state::{
     Event, KillStage, Leader, Outcome, Phase, ProcessId, RecordError, RunEnd, RunStep, Stamp,
     TaskState,
@@ -39,9 +41,11 @@ fn every_event_comes_back_from_its_record() {
         Event::KillRequested { deadline: 9, lost: true, by_uid: 8, by_pid: 7 },
         Event::Terminated { process: 3, run: 2 },
         Event::Doomed { process: 3, run: 2, stage: KillStage::Teardown },
+        Event::Used(Box::new(Usage { oom_kills: Some(2), ..Usage::default() })),
         step(RunStep::Opened),
         step(RunStep::Forked { coordinator: pid() }),
         step(RunStep::Running { pid: pid() }),
+        step(RunStep::Unkillable(Box::new(Unkillable { count: 2, ..Unkillable::default() }))),
     ];
     let phases = [
         Phase::Active,

@@ -2,7 +2,7 @@
 
 use super::script::{End, process, sleeps, task};
 use super::sim::{Sim, killed, natural_end};
-use crate::proto::{Verdict, VerdictReason};
+use crate::proto::{OomKill, Verdict, VerdictReason};
 use crate::state::{
     ApplyError, Event, KillStage, Outcome, ProcessId, RunEnd, RunState, RunStep, Stamp, TaskState,
 };
@@ -296,6 +296,37 @@ fn a_second_kill_does_not_disown_the_first_sigterm() {
     let end = state.judge(0, 0, natural_end(End::Signal(libc::SIGTERM as u8)));
 
     assert_eq!(end.verdict, killed(KillStage::Terminate));
+}
+
+/// T39, attack 31: of a run that lost a process for want of memory, and went on until dewar ended it, dewar's is the reason. One that
+/// is killed as a whole does not go on.
+#[test]
+fn a_run_that_outlived_an_oom_kill_and_was_told_to_end_was_ended_by_dewar() {
+    let mut asked = after(&[opened(), forked(), running()]);
+    asked.apply(&Event::Terminated { process: 0, run: 0 }, Stamp::default()).unwrap();
+    let mut doomed = asked.clone();
+    let doom = Event::Doomed { process: 0, run: 0, stage: KillStage::Deadline };
+    doomed.apply(&doom, Stamp::default()).unwrap();
+    let left = after(&[opened(), forked(), running()]);
+    let judged = |state: &TaskState, outcome, whole| {
+        let oom = OomKill { killed: 1, whole, ..OomKill::default() };
+        let verdict =
+            Verdict { reason: VerdictReason::Oom.into(), oom: Some(oom), ..Verdict::default() };
+        let verdict = state.judge(0, 0, RunEnd { outcome, verdict, usage: None }).verdict;
+        assert!(verdict.oom.is_some(), "it is told in any case");
+        (verdict.reason(), verdict.stage.map(|_| verdict.stage()))
+    };
+    let (kill, exit) = (Outcome::Signalled(9), Outcome::Exited(1));
+    let by_dewar = (VerdictReason::Killed, Some(KillStage::Deadline));
+    let oom = (VerdictReason::Oom, None);
+
+    assert_eq!(judged(&doomed, kill, false), by_dewar);
+    assert_eq!(judged(&asked, exit, false), (VerdictReason::Exited, None));
+    assert_eq!(judged(&asked, kill, false), oom, "dewar sent SIGTERM, not SIGKILL");
+    for outcome in [kill, exit] {
+        assert_eq!(judged(&left, outcome, false), oom);
+        assert_eq!(judged(&doomed, outcome, true), oom);
+    }
 }
 
 /// T39: an end that dewar did not bring about is recorded as it came.

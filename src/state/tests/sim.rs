@@ -459,6 +459,7 @@ impl Sim {
             RunStep::Opened => false,
             RunStep::Forked { .. } => state == RunState::Waiting,
             RunStep::Running { .. } => state == RunState::Forked,
+            RunStep::Unkillable(_) => matches!(state, RunState::Forked | RunState::Running),
             RunStep::Ended(_) => state.is_live(),
         }
     }

@@ -1,0 +1,196 @@
+//! The files of a sample, and what each of them fills in. Pure.
+
+use super::parse::{io_devices, keyed, micros, number, pressure};
+use crate::proto::{
+    CpuUsage, IoUsage, MemoryEvents, MemoryUsage, PidsUsage, PressureUsage, Sample,
+};
+
+/// A file, and how its content is taken into a sample.
+pub(super) type File = (&'static str, fn(&mut Sample, &[u8]));
+
+/// All that a sample is made of.
+pub(super) const FILES: [File; 18] = [
+    ("cpu.stat", cpu_stat),
+    ("memory.current", |to, text| memory(to).current_bytes = number(text)),
+    ("memory.peak", |to, text| memory(to).peak_bytes = number(text)),
+    ("memory.stat", memory_stat),
+    ("memory.max", |to, text| memory(to).max_bytes = number(text)),
+    ("memory.high", |to, text| memory(to).high_bytes = number(text)),
+    ("memory.swap.current", |to, text| memory(to).swap_bytes = number(text)),
+    ("memory.swap.peak", |to, text| memory(to).swap_peak_bytes = number(text)),
+    ("memory.swap.max", |to, text| memory(to).swap_max_bytes = number(text)),
+    ("memory.events", |to, text| memory(to).events = Some(memory_events(text))),
+    ("io.stat", |to, text| to.io = Some(IoUsage { devices: io_devices(text) })),
+    ("pids.current", |to, text| pids(to).current = number(text)),
+    ("pids.peak", |to, text| pids(to).peak = number(text)),
+    ("pids.max", |to, text| pids(to).max = number(text)),
+    ("pids.events", |to, text| pids(to).limit_hits = keyed(text, "max")),
+    ("cpu.pressure", |to, text| pressures(to).cpu = Some(pressure(text))),
+    ("memory.pressure", |to, text| pressures(to).memory = Some(pressure(text))),
+    ("io.pressure", |to, text| pressures(to).io = Some(pressure(text))),
+];
+
+/// Fills in what follows from the files together, once all are taken.
+pub(super) fn finish(sample: &mut Sample) {
+    if let Some(memory) = &mut sample.memory {
+        let parts = memory.current_bytes.zip(memory.inactive_file_bytes);
+        memory.working_set_bytes = parts.map(|(all, inactive)| all.saturating_sub(inactive));
+    }
+}
+
+fn cpu_stat(to: &mut Sample, text: &[u8]) {
+    let time = |key| keyed(text, key).and_then(micros);
+    to.cpu = Some(CpuUsage {
+        time: time("usage_usec"),
+        user_time: time("user_usec"),
+        system_time: time("system_usec"),
+        periods: keyed(text, "nr_periods"),
+        throttled_periods: keyed(text, "nr_throttled"),
+        throttled_time: time("throttled_usec"),
+    });
+}
+
+fn memory_stat(to: &mut Sample, text: &[u8]) {
+    let memory = memory(to);
+    memory.anon_bytes = keyed(text, "anon");
+    memory.file_bytes = keyed(text, "file");
+    memory.kernel_bytes = keyed(text, "kernel");
+    memory.inactive_file_bytes = keyed(text, "inactive_file");
+}
+
+/// `memory.events`, or `memory.events.local`.
+pub(super) fn memory_events(text: &[u8]) -> MemoryEvents {
+    MemoryEvents {
+        low: keyed(text, "low"),
+        high: keyed(text, "high"),
+        max: keyed(text, "max"),
+        oom: keyed(text, "oom"),
+        oom_kill: keyed(text, "oom_kill"),
+        oom_group_kill: keyed(text, "oom_group_kill"),
+    }
+}
+
+fn memory(sample: &mut Sample) -> &mut MemoryUsage {
+    sample.memory.get_or_insert_default()
+}
+
+fn pids(sample: &mut Sample) -> &mut PidsUsage {
+    sample.pids.get_or_insert_default()
+}
+
+fn pressures(sample: &mut Sample) -> &mut PressureUsage {
+    sample.pressure.get_or_insert_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(files: &[(&str, &str)]) -> Sample {
+        let mut sample = Sample::default();
+        for (name, text) in files {
+            let (_, take) = FILES.iter().find(|(file, _)| file == name).unwrap();
+            take(&mut sample, text.as_bytes());
+        }
+        finish(&mut sample);
+        sample
+    }
+
+    fn json(sample: &Sample) -> serde_json::Value {
+        serde_json::to_value(sample).unwrap()
+    }
+
+    #[test]
+    fn every_file_fills_in_its_own_fields() {
+        let sample = sample(&[
+            (
+                "cpu.stat",
+                "usage_usec 1500000\nuser_usec 1000000\nsystem_usec 500000\nnr_periods 9\nnr_throttled 3\nthrottled_usec 250000\n",
+            ),
+            ("memory.current", "1000\n"),
+            ("memory.peak", "2000\n"),
+            (
+                "memory.stat",
+                "anon 400\nfile 300\nkernel 200\nkernel_stack 50\ninactive_file 100\nactive_file 200\n",
+            ),
+            ("memory.max", "4096\n"),
+            ("memory.high", "3072\n"),
+            ("memory.swap.current", "5\n"),
+            ("memory.swap.peak", "6\n"),
+            ("memory.swap.max", "7\n"),
+            ("memory.events", "low 1\nhigh 2\nmax 3\noom 4\noom_kill 5\noom_group_kill 6\n"),
+            ("io.stat", "254:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=5 dios=6\n"),
+            ("pids.current", "2\n"),
+            ("pids.peak", "3\n"),
+            ("pids.max", "64\n"),
+            ("pids.events", "max 8\n"),
+            (
+                "cpu.pressure",
+                "some avg10=1.00 avg60=0.00 avg300=0.00 total=1\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n",
+            ),
+            ("memory.pressure", "some avg10=2.00 avg60=0.00 avg300=0.00 total=2\n"),
+            ("io.pressure", "some avg10=3.00 avg60=0.00 avg300=0.00 total=3\n"),
+        ]);
+
+        assert_eq!(
+            json(&sample),
+            serde_json::json!({
+                "bootNanos": "0", "cgroupId": "0", "isNewCgroup": false,
+                "cpu": {
+                    "time": "1.500s", "userTime": "1s", "systemTime": "0.500s",
+                    "periods": "9", "throttledPeriods": "3", "throttledTime": "0.250s"
+                },
+                "memory": {
+                    "currentBytes": "1000", "peakBytes": "2000", "anonBytes": "400", "fileBytes": "300",
+                    "kernelBytes": "200", "inactiveFileBytes": "100", "workingSetBytes": "900",
+                    "maxBytes": "4096", "highBytes": "3072",
+                    "swapBytes": "5", "swapPeakBytes": "6", "swapMaxBytes": "7",
+                    "events": {"low": "1", "high": "2", "max": "3", "oom": "4", "oomKill": "5", "oomGroupKill": "6"}
+                },
+                "io": {"devices": [{
+                    "device": "254:0", "readBytes": "1", "writeBytes": "2", "reads": "3", "writes": "4",
+                    "discardBytes": "5", "discards": "6"
+                }]},
+                "pids": {"current": "2", "peak": "3", "max": "64", "limitHits": "8"},
+                "pressure": {
+                    "cpu": {"some": {"avg10": 1.0, "total": "0.000001s"}, "full": {"avg10": 0.0, "total": "0s"}},
+                    "memory": {"some": {"avg10": 2.0, "total": "0.000002s"}},
+                    "io": {"some": {"avg10": 3.0, "total": "0.000003s"}}
+                }
+            })
+        );
+    }
+
+    #[test]
+    fn what_is_not_told_is_absent_and_never_zero() {
+        let sample = sample(&[
+            ("cpu.stat", "usage_usec 7\n"),
+            ("memory.current", "10\n"),
+            ("memory.max", "max\n"),
+            ("memory.stat", "anon 4\n"),
+        ]);
+
+        assert_eq!(
+            json(&sample),
+            serde_json::json!({
+                "bootNanos": "0", "cgroupId": "0", "isNewCgroup": false,
+                "cpu": {"time": "0.000007s"},
+                "memory": {"currentBytes": "10", "anonBytes": "4"}
+            })
+        );
+    }
+
+    /// `memory.stat` is counted in batches and can run ahead of `memory.current`.
+    #[test]
+    fn a_working_set_is_never_less_than_nothing() {
+        let sample = sample(&[("memory.current", "10\n"), ("memory.stat", "inactive_file 11\n")]);
+
+        assert_eq!(sample.memory.unwrap().working_set_bytes, Some(0));
+    }
+
+    #[test]
+    fn no_device_at_all_is_not_the_same_as_no_controller() {
+        assert_eq!(sample(&[("io.stat", "")]).io, Some(IoUsage { devices: Vec::new() }));
+        assert_eq!(sample(&[]).io, None);
+    }
+}

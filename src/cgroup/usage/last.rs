@@ -1,0 +1,97 @@
+//! What is kept of a run, or of a task, once it has ended.
+
+use std::os::fd::AsFd;
+
+use nix::fcntl::OFlag;
+
+use super::Buffer;
+use super::files::FILES;
+use super::parse::sum;
+use crate::cgroup::Cgroup;
+use crate::proto::{IoDevice, Sample, Usage};
+
+/// The files that are kept: few, since every run waits for them.
+const KEPT: [&str; 6] =
+    ["cpu.stat", "memory.peak", "memory.events", "io.stat", "pids.peak", "pids.events"];
+
+impl Cgroup {
+    /// Reads what this cgroup and all beneath it, dead or alive, used up to now.
+    pub fn usage(&self) -> Usage {
+        let mut buffer = Buffer::new();
+        let mut sample = Sample::default();
+        for (name, take) in FILES.iter().filter(|(name, _)| KEPT.contains(name)) {
+            let Ok(file) = self.dir().open_file(name, OFlag::O_RDONLY) else { continue };
+            if let Ok(text) = buffer.read(file.as_fd()) {
+                take(&mut sample, text);
+            }
+        }
+        Usage::from(&sample)
+    }
+}
+
+impl From<&Sample> for Usage {
+    fn from(sample: &Sample) -> Self {
+        let cpu = sample.cpu.unwrap_or_default();
+        let memory = sample.memory.unwrap_or_default();
+        let events = memory.events.unwrap_or_default();
+        let pids = sample.pids.unwrap_or_default();
+        let io = |figure: fn(&IoDevice) -> Option<u64>| {
+            sample.io.as_ref().and_then(|io| sum(io.devices.iter().map(figure)))
+        };
+        Self {
+            cpu_time: cpu.time,
+            cpu_user_time: cpu.user_time,
+            cpu_system_time: cpu.system_time,
+            cpu_throttled_time: cpu.throttled_time,
+            cpu_throttled_periods: cpu.throttled_periods,
+            memory_peak_bytes: memory.peak_bytes,
+            memory_limit_hits: events.max,
+            oom_kills: events.oom_kill,
+            io_read_bytes: io(|device| device.read_bytes),
+            io_write_bytes: io(|device| device.write_bytes),
+            io_reads: io(|device| device.reads),
+            io_writes: io(|device| device.writes),
+            pids_peak: pids.peak,
+            pids_limit_hits: pids.limit_hits,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pbjson_types::Duration;
+
+    use super::*;
+    use crate::proto::{CpuUsage, IoUsage, MemoryEvents, MemoryUsage};
+
+    #[test]
+    fn what_is_kept_has_what_is_known_and_no_more() {
+        let device = |read, write| IoDevice {
+            read_bytes: Some(read),
+            write_bytes: write,
+            ..IoDevice::default()
+        };
+        let sample = Sample {
+            cpu: Some(CpuUsage {
+                time: Some(Duration { seconds: 1, nanos: 500_000_000 }),
+                ..CpuUsage::default()
+            }),
+            memory: Some(MemoryUsage {
+                events: Some(MemoryEvents { oom_kill: Some(0), ..MemoryEvents::default() }),
+                ..MemoryUsage::default()
+            }),
+            io: Some(IoUsage { devices: vec![device(100, Some(7)), device(11, None)] }),
+            ..Sample::default()
+        };
+
+        let json = serde_json::to_value(Usage::from(&sample)).unwrap();
+
+        assert_eq!(
+            json,
+            serde_json::json!({
+                "cpuTime": "1.500s", "oomKills": "0", "ioReadBytes": "111"
+            })
+        );
+        assert_eq!(serde_json::to_string(&Usage::from(&Sample::default())).unwrap(), "{}");
+    }
+}

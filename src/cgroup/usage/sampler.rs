@@ -1,0 +1,284 @@
+//! Reads a cgroup again and again, at the cost of a read(2) for each file.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::stat::fstat;
+
+use super::Buffer;
+use super::files::{FILES, finish};
+use crate::cgroup::dir::Dir;
+use crate::cgroup::task::leaf_name;
+use crate::cgroup::{CgroupError, TaskCgroup};
+use crate::proto::{IoDevice, Sample};
+use crate::sys::clock;
+use crate::task::ProcessName;
+
+/// A cgroup by its name in the one above it, with the files of a sample kept open: at most [`Sampler::FILES`] descriptors.
+///
+/// A read of a file whose cgroup was removed says ENODEV. The name is then opened again, and the sample says whether it now
+/// is another cgroup. Files that are not there when the cgroup is opened are not looked for again.
+#[derive(Debug)]
+pub struct Sampler {
+    parent: Dir,
+    name: String,
+    open: Option<Open>,
+    /// Identity of the cgroup that was sampled last.
+    last: Option<u64>,
+    /// Names of devices by their numbers, as far as they have one.
+    names: BTreeMap<String, Option<String>>,
+}
+
+/// The cgroup that now has the name.
+#[derive(Debug)]
+struct Open {
+    id: u64,
+    files: [Option<OwnedFd>; FILES.len()],
+}
+
+impl Sampler {
+    /// Most descriptors that a sampler keeps open, besides that of the directory above.
+    pub const FILES: usize = FILES.len();
+
+    /// Samples the cgroup of a task, with all that is and was in it.
+    ///
+    /// # Errors
+    ///
+    /// [`CgroupError::Sys`]: the directory above cannot be opened.
+    pub fn of_task(task: &TaskCgroup) -> Result<Self, CgroupError> {
+        let above = task.path().parent().unwrap_or(Path::new("/"));
+        let name = task.path().file_name().and_then(OsStr::to_str).unwrap_or_default();
+        Ok(Self::new(Dir::open(above)?, name.to_owned()))
+    }
+
+    /// Samples the leaf of run `run` of `process`, whether or not it is there yet.
+    ///
+    /// # Errors
+    ///
+    /// [`CgroupError::Sys`]: descriptors ran out.
+    pub fn of_leaf(
+        task: &TaskCgroup,
+        process: &ProcessName,
+        run: u32,
+    ) -> Result<Self, CgroupError> {
+        Ok(Self::new(task.dir().try_clone()?, leaf_name(process, run)))
+    }
+
+    pub(in crate::cgroup) fn new(parent: Dir, name: String) -> Self {
+        Self { parent, name, open: None, last: None, names: BTreeMap::new() }
+    }
+
+    /// Reads all that there is to read of the cgroup; `None` if there is no cgroup of that name.
+    ///
+    /// # Errors
+    ///
+    /// [`CgroupError::Sys`]: it is there and cannot be opened, as for want of descriptors.
+    pub fn sample(&mut self) -> Result<Option<Sample>, CgroupError> {
+        // The second try is for a cgroup that was removed meanwhile, and perhaps made again.
+        for _ in 0..2 {
+            let open = match self.open.take() {
+                Some(open) => open,
+                None => match Open::new(&self.parent, &self.name)? {
+                    Some(open) => open,
+                    None => return Ok(None),
+                },
+            };
+            let Ok(mut sample) = open.read() else { continue };
+            sample.is_new_cgroup = self.last.is_some_and(|last| last != open.id);
+            self.last = Some(open.id);
+            self.open = Some(open);
+            self.name_devices(&mut sample);
+            return Ok(Some(sample));
+        }
+        Ok(None)
+    }
+
+    fn name_devices(&mut self, sample: &mut Sample) {
+        for device in sample.io.iter_mut().flat_map(|io| &mut io.devices) {
+            let IoDevice { device: number, name, .. } = device;
+            if !self.names.contains_key(number) {
+                self.names.insert(number.clone(), device_name(number));
+            }
+            name.clone_from(&self.names[number]);
+        }
+    }
+}
+
+/// What was opened is not there any more.
+#[derive(Debug)]
+struct Gone;
+
+impl Open {
+    /// Opens the cgroup `name` in `parent`; `None` if there is none.
+    fn new(parent: &Dir, name: &str) -> Result<Option<Self>, CgroupError> {
+        let Some(dir) = parent.child(name)? else { return Ok(None) };
+        let id = fstat(&dir).map_err(|errno| dir.error("stat", ".", errno))?.st_ino;
+        let mut files = [const { None }; FILES.len()];
+        for ((name, _), file) in FILES.iter().zip(&mut files) {
+            *file = match dir.open_file(name, OFlag::O_RDONLY) {
+                Ok(opened) => Some(opened),
+                Err(errno @ (Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM)) => {
+                    return Err(dir.error("open", name, errno));
+                }
+                // No such controller, a kernel without that file, or one that was told to do without.
+                Err(_) => None,
+            };
+        }
+        Ok(Some(Self { id, files }))
+    }
+
+    fn read(&self) -> Result<Sample, Gone> {
+        let now = clock::now();
+        let mut sample = Sample {
+            time: Some(crate::proto::Timestamp::from_unix_nanos(now.wall)),
+            boot_nanos: now.boot,
+            cgroup_id: self.id,
+            ..Sample::default()
+        };
+        let mut buffer = Buffer::new();
+        for ((_, take), file) in FILES.iter().zip(&self.files) {
+            let Some(file) = file else { continue };
+            match buffer.read(file.as_fd()) {
+                Ok(text) => take(&mut sample, text),
+                Err(Errno::ENODEV) => return Err(Gone),
+                Err(_) => {}
+            }
+        }
+        finish(&mut sample);
+        Ok(sample)
+    }
+}
+
+/// Name of the block device `number`, such as `254:0`, as sysfs(5) has it.
+fn device_name(number: &str) -> Option<String> {
+    let target = fs::read_link(Path::new("/sys/dev/block").join(number)).ok()?;
+    Some(target.file_name()?.to_str()?.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cgroup::scratch::Scratch;
+
+    fn process() -> ProcessName {
+        ProcessName::new("process").unwrap()
+    }
+
+    fn micros(sample: &Sample) -> i64 {
+        let time = sample.cpu.unwrap().time.unwrap();
+        time.seconds * 1_000_000 + i64::from(time.nanos) / 1000
+    }
+
+    const SPIN: &str = "n=0; while [ $n -lt 30000 ]; do n=$((n+1)); done; echo spun; read line";
+
+    #[test]
+    fn samples_of_a_leaf_grow_with_what_it_does() {
+        let scratch = Scratch::new();
+        let task = scratch.task("task");
+        let leaf = task.leaf(&process(), 0).unwrap();
+        let mut of_leaf = Sampler::of_leaf(&task, &process(), 0).unwrap();
+        let mut of_task = Sampler::of_task(&task).unwrap();
+        let before = of_leaf.sample().unwrap().unwrap();
+        let mut inhabitant = scratch.inhabit(leaf.path(), SPIN);
+        assert_eq!(inhabitant.line(), "spun");
+
+        let after = of_leaf.sample().unwrap().unwrap();
+        let task = of_task.sample().unwrap().unwrap();
+
+        assert_eq!(micros(&before), 0);
+        assert!(micros(&after) > 10_000, "{after:?}");
+        assert!(micros(&task) >= micros(&after));
+        assert_eq!((before.cgroup_id, after.is_new_cgroup), (after.cgroup_id, false));
+        assert!(after.boot_nanos > before.boot_nanos);
+        let stall = after.pressure.unwrap().cpu.unwrap().some.unwrap();
+        assert!(stall.avg10.is_some() && stall.total.is_some());
+    }
+
+    #[test]
+    fn a_leaf_is_sampled_once_it_is_there_and_until_it_is_gone() {
+        let scratch = Scratch::new();
+        let task = scratch.task("task");
+        let mut sampler = Sampler::of_leaf(&task, &process(), 0).unwrap();
+        assert_eq!(sampler.sample().unwrap(), None);
+
+        let leaf = task.leaf(&process(), 0).unwrap();
+        assert!(sampler.sample().unwrap().is_some());
+
+        leaf.remove().unwrap();
+        assert_eq!(sampler.sample().unwrap(), None);
+        assert_eq!(sampler.sample().unwrap(), None);
+    }
+
+    #[test]
+    fn a_leaf_that_was_made_again_under_its_name_is_a_new_one() {
+        let scratch = Scratch::new();
+        let task = scratch.task("task");
+        let leaf = task.leaf(&process(), 0).unwrap();
+        let mut sampler = Sampler::of_leaf(&task, &process(), 0).unwrap();
+        let mut inhabitant = scratch.inhabit(leaf.path(), SPIN);
+        assert_eq!(inhabitant.line(), "spun");
+        let old = sampler.sample().unwrap().unwrap();
+        drop(inhabitant);
+        leaf.remove().unwrap();
+        task.leaf(&process(), 0).unwrap();
+
+        let new = sampler.sample().unwrap().unwrap();
+        let next = sampler.sample().unwrap().unwrap();
+
+        assert!(new.is_new_cgroup && new.cgroup_id != old.cgroup_id);
+        assert_eq!(micros(&new), 0);
+        assert_eq!((next.is_new_cgroup, next.cgroup_id), (false, new.cgroup_id));
+    }
+
+    /// What was removed and made again between two samples is also noticed if it was gone in one.
+    #[test]
+    fn a_leaf_that_was_gone_and_came_back_is_a_new_one() {
+        let scratch = Scratch::new();
+        let task = scratch.task("task");
+        let leaf = task.leaf(&process(), 0).unwrap();
+        let mut sampler = Sampler::of_leaf(&task, &process(), 0).unwrap();
+        sampler.sample().unwrap().unwrap();
+        leaf.remove().unwrap();
+        assert_eq!(sampler.sample().unwrap(), None);
+        task.leaf(&process(), 0).unwrap();
+
+        assert!(sampler.sample().unwrap().unwrap().is_new_cgroup);
+    }
+
+    #[test]
+    fn a_sampler_opens_nothing_once_it_is_open() {
+        let scratch = Scratch::new();
+        let task = scratch.task("task");
+        task.leaf(&process(), 0).unwrap();
+        let mut sampler = Sampler::of_leaf(&task, &process(), 0).unwrap();
+        sampler.sample().unwrap().unwrap();
+        let kept: Vec<_> = sampler.open.as_ref().unwrap().files.iter().flatten().map(raw).collect();
+
+        sampler.sample().unwrap().unwrap();
+
+        let again: Vec<_> =
+            sampler.open.as_ref().unwrap().files.iter().flatten().map(raw).collect();
+        assert_eq!(kept, again);
+        assert!(!kept.is_empty() && kept.len() <= Sampler::FILES);
+    }
+
+    fn raw(file: &OwnedFd) -> i32 {
+        std::os::fd::AsRawFd::as_raw_fd(file)
+    }
+
+    #[test]
+    fn a_device_has_the_name_that_sysfs_gives_it() {
+        let entry = fs::read_dir("/sys/block").unwrap().next().unwrap().unwrap();
+        let number = fs::read_to_string(entry.path().join("dev")).unwrap();
+
+        let name = device_name(number.trim_end());
+
+        assert_eq!(name.as_deref(), entry.file_name().to_str());
+        assert_eq!(device_name("4095:1048575"), None);
+    }
+}
