@@ -30,7 +30,7 @@ pub(crate) enum ArgumentsError {
     NoBoot(String),
     #[error("--seed needs a number below 2^64")]
     NoSeed,
-    #[error("unknown option {0}; there are --boot NAME, --seed NUMBER, --fetch and --list")]
+    #[error("unknown option {0}; there are --boot NAME, --fetch, --list and --seed NUMBER")]
     Unknown(String),
     #[error("one filter, not {0:?} and {1:?}")]
     Filters(String, String),
@@ -112,7 +112,7 @@ mod tests {
         assert!(refused(&["--boot"]).starts_with("--boot needs a name"));
         assert_eq!(
             refused(&["-v"]),
-            "unknown option -v; there are --boot NAME, --seed NUMBER, --fetch and --list"
+            "unknown option -v; there are --boot NAME, --fetch, --list and --seed NUMBER"
         );
         assert_eq!(refused(&["a", "b"]), r#"one filter, not "a" and "b""#);
     }
