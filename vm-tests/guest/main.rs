@@ -7,6 +7,8 @@
 
 /// Full cgroup v2, on both kernels.
 mod full;
+/// To see what is found out.
+mod harness;
 /// cgroup v1 with its controllers, v2 beside it.
 mod hybrid;
 /// What only these tests stand on.

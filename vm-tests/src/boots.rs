@@ -60,7 +60,7 @@ impl Suite {
 impl Selection {
     /// Tests in `vm-tests/guest` of these modules.
     const fn guest(only: &'static [&'static str]) -> Self {
-        Self { suite: Suite::Guest, only, except: &[], deadline: Duration::from_secs(60) }
+        Self { suite: Suite::Guest, only, except: &[], deadline: Duration::from_secs(120) }
     }
 
     /// Tests in `tests/it` of any host.
@@ -139,9 +139,18 @@ pub(crate) const POWER_CUT: Boot = Boot {
     selections: &[],
 };
 
+/// The machine on which the harness is checked: see `harness`.
+pub(crate) const HARNESS: Boot = Boot {
+    name: "harness-6.12",
+    kernel: Series::V6_12,
+    command_line: "cgroup_no_v1=all",
+    root: Root::Bare,
+    selections: &[],
+};
+
 /// Names of all of them.
 pub(crate) fn names() -> impl Iterator<Item = &'static str> {
-    BOOTS.iter().chain([&POWER_CUT]).map(|boot| boot.name)
+    BOOTS.iter().chain([&POWER_CUT, &HARNESS]).map(|boot| boot.name)
 }
 
 #[cfg(test)]

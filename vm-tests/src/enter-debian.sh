@@ -1,9 +1,8 @@
-# From the first root of the guest, where this runs, to the Debian in which systemd is process 1. The driver has put
+# From the first root of the guest, where this runs, to the Debian in which systemd is process 1. Its archive is the disk. The driver has put
 # the paths of the programs under test before this.
 set -e
 mount -t tmpfs -o size=600m,mode=0755 root /mnt
-tar -x -C /mnt -f /debian.tar
-rm /debian.tar
+tar -x -C /mnt -f /dev/vda
 cp -a --parents /init /suites /usr/bin/dewar /usr/bin/dewar-runner "${programs[@]}" /mnt
 
 cd /mnt

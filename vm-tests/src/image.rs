@@ -156,9 +156,8 @@ impl Image {
         Ok(self)
     }
 
-    /// Adds the Debian of `archive`, which the guest enters once its modules are loaded.
-    pub(crate) fn with_debian(mut self, archive: &Path, built: &Built) -> Result<Self, ImageError> {
-        self.file("/debian.tar", 0o600, read(archive)?);
+    /// Has the guest enter the Debian on its disk once its modules are loaded.
+    pub(crate) fn entering_debian(mut self, built: &Built) -> Result<Self, ImageError> {
         let programs = [built.program("dewar")?, built.program("dewar-runner")?];
         let programs = programs.map(|program| program.display().to_string()).join(" ");
         let script = format!("programs=({programs})\n{}", include_str!("enter-debian.sh"));

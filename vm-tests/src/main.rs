@@ -9,6 +9,7 @@ mod build;
 mod causes;
 mod cpio;
 mod debian;
+mod harness;
 mod image;
 mod kernel;
 mod kvm;

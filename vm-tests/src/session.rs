@@ -11,8 +11,9 @@ use serde_json::Value;
 use vm_tests::wire::{Event, Order, Outcome};
 
 use crate::arguments::Arguments;
-use crate::boots::{BOOTS, Boot, POWER_CUT, Root, Suite};
+use crate::boots::{self, BOOTS, Boot, Root, Suite};
 use crate::build::{Built, Place};
+use crate::harness;
 use crate::image::Image;
 use crate::kernel::Kernel;
 use crate::kvm::Kvm;
@@ -66,6 +67,7 @@ pub(crate) fn run_all(
     let image = Image::base(place, built)?;
     let kvm = Kvm::new(&place.cache);
     let mut session = Session { place, kernels, debian, built, image, kvm, accelerator: None };
+    report.add(harness::run_all(&mut session, |name| arguments.wants_all_of(name))?);
     for (boot, tests) in plan {
         report.add(session.boot(boot, tests)?);
     }
@@ -98,7 +100,7 @@ fn plan(arguments: &Arguments, built: &Built) -> Result<Vec<Planned>, Box<dyn Er
             plan.push((boot, tests));
         }
     }
-    if plan.is_empty() && !arguments.wants_all_of(POWER_CUT.name) {
+    if plan.is_empty() && !boots::names().any(|name| arguments.wants_all_of(name)) {
         return Err(format!("no test has {:?} in its name", arguments.filter).into());
     }
     Ok(plan)
@@ -137,7 +139,7 @@ impl Session<'_> {
                 break;
             }
             let begun = Instant::now();
-            let mut machine = self.machine(boot, &initrd, &[])?;
+            let mut machine = self.machine(boot, &initrd, &self.drives(boot))?;
             println!("     booted in {:.1} s", begun.elapsed().as_secs_f64());
             drain(&mut machine, boot, &mut tests, &mut report);
         }
@@ -174,10 +176,19 @@ impl Session<'_> {
         let initrd = self.place.cache.join(format!("{}.cpio", boot.name));
         let mut image = self.image.clone().with_modules(self.kernel(boot)?)?;
         if boot.root == Root::Debian {
-            image = image.with_debian(self.debian, self.built)?;
+            image = image.entering_debian(self.built)?;
         }
         fs::write(&initrd, image.archive())?;
         Ok(initrd)
+    }
+
+    fn drives(&self, boot: &Boot) -> Vec<Drive> {
+        let disk =
+            |path: &Path| Drive { disk: path.to_owned(), serial: "debian".to_owned(), log: None };
+        match boot.root {
+            Root::Bare => Vec::new(),
+            Root::Debian => vec![disk(self.debian)],
+        }
     }
 
     /// A machine that is ready.
