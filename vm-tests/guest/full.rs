@@ -1,4 +1,7 @@
 //! On machines where all controllers are on cgroup v2.
 
+mod accounting;
 mod contained;
+mod oom;
 mod smoke;
+mod unkillable;
