@@ -277,6 +277,7 @@ fn difference(active: &Launch, asked: &Launch) -> Option<(String, String, String
             hostname: String::new(),
             path: String::new(),
             unenforced: Vec::new(),
+            rounded: Vec::new(),
             ..launch.clone()
         })
         .unwrap_or_default()

@@ -220,6 +220,7 @@ pub fn task_view(launch: &Launch, state: &TaskState, runner_pid: Option<i32>) ->
         containment: containment(launch).to_owned(),
         dropped_bytes: Some(state.dropped_bytes()).filter(|&bytes| bytes > 0),
         usage: task_usage(state),
+        rounded: launch.rounded.clone(),
     }
 }
 
@@ -569,6 +570,7 @@ pub(crate) mod tests {
                     {"state": "TASK_STATE_ACTIVE", "time": "2026-08-01T09:30:00.001000000Z"}
                 ],
                 "unenforced": [],
+                "rounded": [],
                 "logDir": "/sandbox/.logs",
                 "containment": "cgroup",
                 "processes": [

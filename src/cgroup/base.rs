@@ -13,13 +13,13 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::fstat;
 use nix::unistd::{Pid, Uid};
 
-use super::controllers::{self, Usable};
+use super::controllers::{self, Controller, Usable};
 use super::dir::Dir;
 use super::group::own_pids;
 use super::host::{Mounts, Seat, Unseated};
-use super::{CgroupError, TaskCgroup};
+use super::{Applied, CgroupError, TaskCgroup, limits};
 use crate::sys::xattr;
-use crate::task::TaskId;
+use crate::task::{TaskId, TaskSpec};
 
 /// Attribute by which systemd (251) marks a cgroup that it delegated; its value is `1`.
 pub(super) const DELEGATED: &CStr = c"user.delegate";
@@ -328,17 +328,22 @@ impl Base {
         Ok(text.split_ascii_whitespace().map(str::to_owned).collect())
     }
 
-    /// Enables for tasks whatever controllers dewar has a use for and the host gives, and says why
-    /// not the others. Cheap to ask again: another manager may have changed something.
+    /// Enables for tasks those controllers that every task gets, and says why not where the host does not give one. Cheap to ask
+    /// again: another manager may have changed something.
     pub fn enable_controllers(&self) -> Usable {
+        self.enable(&Controller::ALWAYS)
+    }
+
+    /// Enables `controllers` for tasks.
+    pub(super) fn enable(&self, controllers: &[Controller]) -> Usable {
         // The root of the hierarchy belongs to no other manager; what is between is not ours.
         let root = self.dir.parent().filter(|parent| !parent.has("cgroup.events"));
         let mut chain: Vec<&Dir> = root.iter().collect();
         chain.extend([&self.dir, &self.tasks]);
-        controllers::enable(&chain)
+        controllers::enable(&chain, controllers)
     }
 
-    /// Makes the cgroup of task `id`, with all controllers that it can have, or opens it.
+    /// Makes the cgroup of task `id`, with the controllers that every task gets, or opens it.
     ///
     /// # Errors
     ///
@@ -346,6 +351,29 @@ impl Base {
     pub fn task(&self, id: &TaskId) -> Result<TaskCgroup, CgroupError> {
         self.enable_controllers();
         TaskCgroup::create(&self.tasks, id)
+    }
+
+    /// Makes the cgroup of task `id`, or opens it, with the limits of `spec` on the task and the controllers that its runs need.
+    ///
+    /// # Errors
+    ///
+    /// As [`Base::task`] and [`Cgroup::apply`].
+    pub fn task_for(
+        &self,
+        id: &TaskId,
+        spec: &TaskSpec,
+    ) -> Result<(TaskCgroup, Applied), CgroupError> {
+        let task = self.task(id)?;
+        let limits = spec.resources.as_ref();
+        let applied = limits.map(|limits| task.limit(limits, "resources")).transpose()?;
+        let of_runs = spec.processes.iter().filter_map(|process| process.resources.as_deref());
+        task.enable_beneath(&limits::extra_controllers_of(of_runs));
+        Ok((task, applied.unwrap_or_default()))
+    }
+
+    /// The cgroup of all tasks.
+    pub(super) fn tasks(&self) -> &Dir {
+        &self.tasks
     }
 }
 

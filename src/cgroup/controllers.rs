@@ -1,8 +1,8 @@
 //! Controllers: which of them tasks can have, and why not the others.
 //!
-//! `cgroup.subtree_control` takes all of a write or nothing of it, so controllers are enabled one
-//! at a time, and what counts is what is read back. That also forgives whatever an earlier run or
-//! another program left enabled.
+//! `cgroup.subtree_control` takes all of a write or nothing of it, so what is not taken together is
+//! enabled one at a time, and what counts then is what is read back. That also forgives whatever an
+//! earlier run or another program left enabled.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use super::dir::Dir;
 
 /// A controller that dewar has a use for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Controller {
     /// Shares of CPU time. (CPU time is accounted for without it.)
     Cpu,
@@ -21,11 +21,35 @@ pub enum Controller {
     Io,
     /// Number of processes and threads.
     Pids,
+    /// CPUs and memory nodes that may be used at all.
+    Cpuset,
+    /// Huge pages.
+    Hugetlb,
+    /// Resources of RDMA devices.
+    Rdma,
+    /// Counted resources of drivers, such as encrypted memory.
+    Misc,
+    /// Memory of devices.
+    Dmem,
 }
 
 impl Controller {
+    /// Those that every task gets: they account for what it uses. The others cost each process that is started or moved, and are
+    /// enabled where a limit asks for them.
+    pub const ALWAYS: [Self; 4] = [Self::Cpu, Self::Memory, Self::Io, Self::Pids];
+
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Cpu, Self::Memory, Self::Io, Self::Pids];
+    pub const ALL: [Self; 9] = [
+        Self::Cpu,
+        Self::Memory,
+        Self::Io,
+        Self::Pids,
+        Self::Cpuset,
+        Self::Hugetlb,
+        Self::Rdma,
+        Self::Misc,
+        Self::Dmem,
+    ];
 
     /// The kernel's name of it.
     pub fn name(self) -> &'static str {
@@ -34,7 +58,18 @@ impl Controller {
             Self::Memory => "memory",
             Self::Io => "io",
             Self::Pids => "pids",
+            Self::Cpuset => "cpuset",
+            Self::Hugetlb => "hugetlb",
+            Self::Rdma => "rdma",
+            Self::Misc => "misc",
+            Self::Dmem => "dmem",
         }
+    }
+
+    /// The controller that `file` belongs to.
+    pub(super) fn of(file: &str) -> Option<Self> {
+        let (name, _) = file.split_once('.')?;
+        Self::ALL.into_iter().find(|controller| controller.name() == name)
     }
 }
 
@@ -63,17 +98,22 @@ impl Usable {
     }
 }
 
-/// Enables every [`Controller`] along `chain`, from the top down, for what is beneath its last
-/// cgroup.
+/// Enables `controllers` along `chain`, from the top down, for what is beneath its last cgroup.
 ///
 /// Nothing here fails: a controller that cannot be had matters only to a limit that needs it.
-pub(super) fn enable(chain: &[&Dir]) -> Usable {
-    enable_named(chain, &Controller::ALL.map(Controller::name))
+pub(super) fn enable(chain: &[&Dir], controllers: &[Controller]) -> Usable {
+    let names: Vec<_> = controllers.iter().map(|controller| controller.name()).collect();
+    enable_named(chain, &names)
 }
 
 /// [`enable`] for the controllers of these names.
 fn enable_named(chain: &[&Dir], names: &[&'static str]) -> Usable {
     let mut wanted = names.to_vec();
+    // What the last one passes on, those above it pass on too: that is how it has it.
+    if let Some(last) = chain.last() {
+        let passed_on = words(last, "cgroup.subtree_control");
+        wanted.retain(|name| !lists(&passed_on, name));
+    }
     let mut usable = Usable::default();
     for dir in chain {
         if wanted.is_empty() {
@@ -89,26 +129,29 @@ fn enable_named(chain: &[&Dir], names: &[&'static str]) -> Usable {
 /// Enables what it can of `wanted` for the children of `dir`; returns what it cannot.
 fn enable_in(dir: &Dir, wanted: &[&'static str]) -> Vec<(&'static str, String)> {
     let available = words(dir, "cgroup.controllers");
-    let before = words(dir, "cgroup.subtree_control");
-    let mut refused = Vec::new();
-    let mut tried = Vec::new();
-    for &name in wanted.iter().filter(|name| !lists(&before, name)) {
-        if lists(&available, name) {
-            tried.push((name, dir.write("cgroup.subtree_control", &format!("+{name}"))));
-        } else {
-            refused.push((name, absent(dir, &available)));
-        }
+    let (there, missing): (Vec<_>, Vec<_>) =
+        wanted.iter().copied().partition(|name| lists(&available, name));
+    let mut refused: Vec<_> =
+        missing.into_iter().map(|name| (name, absent(dir, &available))).collect();
+    if there.is_empty() || write_all(dir, &there).is_ok() {
+        return refused;
     }
-    if !tried.is_empty() {
-        let after = words(dir, "cgroup.subtree_control");
-        tried.retain(|(name, _)| !lists(&after, name));
-        refused.extend(tried.into_iter().map(|(name, result)| (name, refusal(dir, result.err()))));
-    }
+    let tried = there.into_iter().map(|name| (name, write_all(dir, &[name]).err()));
+    let tried: Vec<_> = tried.collect();
+    let after = words(dir, "cgroup.subtree_control");
+    let failed = tried.into_iter().filter(|(name, _)| !lists(&after, name));
+    refused.extend(failed.map(|(name, errno)| (name, refusal(dir, errno))));
     refused
 }
 
+/// Enables all of `names`, or none of them; what is enabled already is well. A kernel that says that it did has done it.
+fn write_all(dir: &Dir, names: &[&str]) -> Result<(), Errno> {
+    let words: Vec<_> = names.iter().map(|name| format!("+{name}")).collect();
+    dir.write("cgroup.subtree_control", &words.join(" "))
+}
+
 /// Whether `name` is one of `words`.
-fn lists(words: &str, name: &str) -> bool {
+pub(super) fn lists(words: &str, name: &str) -> bool {
     words.split(' ').any(|word| word == name)
 }
 
@@ -148,7 +191,9 @@ mod tests {
     use nix::fcntl::{Flock, FlockArg};
 
     use super::*;
+    use crate::cgroup::Applied;
     use crate::cgroup::scratch::Scratch;
+    use crate::task::{Resources, TaskId, TaskSpec};
 
     /// A scratch base that has the one v2 controller which hybrid hosts keep. It is enabled at the
     /// root of the host while it lives, by one test at a time, and not left so.
@@ -224,6 +269,41 @@ mod tests {
         let path = child.path().display();
         let why = format!("{path} has processes of its own, beneath which nothing can be enabled");
         assert_eq!(usable.refused, [("hugetlb", why)]);
+    }
+
+    /// A controller that only a task with such a limit gets: by the trial, and beneath the task for its runs.
+    #[test]
+    fn a_limit_of_huge_pages_enables_their_controller_and_is_rounded_to_pages() {
+        let scratch = Hugetlb::new();
+        let asked = |bytes| Resources {
+            hugetlb: [("2MB".to_owned(), bytes)].into(),
+            ..Resources::default()
+        };
+        let mut spec = bare();
+        spec.resources = Some(asked(8 << 20));
+        spec.processes[0].resources = Some(Box::new(asked((4 << 20) + 1)));
+
+        let tried = scratch.base().try_out(&spec).unwrap();
+        let id = TaskId::new("huge").unwrap();
+        let (task, applied) = scratch.base().task_for(&id, &spec).unwrap();
+        let leaf = task.leaf(&spec.processes[0].name, 0).unwrap();
+        let of_run = leaf.apply(spec.processes[0].resources.as_ref().unwrap(), "run").unwrap();
+
+        let text =
+            "processes[0].resources.hugetlb[2MB]: 4194304 is in force, 4194305 was asked for";
+        assert_eq!(tried.rounded.iter().map(ToString::to_string).collect::<Vec<_>>(), [text]);
+        assert_eq!(applied, Applied::default());
+        assert_eq!(of_run.rounded.len(), 1);
+        let held = |dir: &Dir| dir.read_text("hugetlb.2MB.max").unwrap();
+        assert_eq!([held(task.dir()), held(leaf.dir())], ["8388608", "4194304"]);
+    }
+
+    /// A task of one process.
+    fn bare() -> TaskSpec {
+        let process = crate::proto::Process { name: "p".to_owned(), ..Default::default() };
+        let name = "t".to_owned();
+        let task = crate::proto::Task { name, processes: vec![process], ..Default::default() };
+        TaskSpec::from_proto(&task).unwrap()
     }
 
     #[test]

@@ -105,6 +105,17 @@ impl Dir {
         self.open_file(file, OFlag::O_PATH).is_ok()
     }
 
+    /// Whether `file` has `name` among its words; one that cannot be read has none.
+    pub(super) fn lists(&self, file: &str, name: &str) -> bool {
+        self.read_text(file).is_ok_and(|words| words.split(' ').any(|word| word == name))
+    }
+
+    /// Names of the cgroups in this one, in no order; those that are not UTF-8 are none of ours.
+    pub(super) fn children(&self) -> Result<Vec<String>, CgroupError> {
+        let names = children(&self.fd).map_err(|errno| sys("list", &self.path, errno))?;
+        Ok(names.into_iter().filter_map(|name| name.into_string().ok()).collect())
+    }
+
     /// An error of this directory's `file`.
     pub(super) fn error(&self, act: &'static str, file: &str, errno: Errno) -> CgroupError {
         sys(act, &self.path.join(file), errno)

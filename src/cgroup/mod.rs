@@ -28,8 +28,8 @@
 //!
 //! `host` reads mounts and our own cgroup (pure); `base` finds and prepares `<base>`; `task` makes
 //! tasks and leaves; `group` kills, signals, watches and removes any of them; `controllers` and
-//! `limits` enable and enforce; `usage` reads what was used, `above` whose limit was hit, `stuck`
-//! what does not die; `dir` is the only file access.
+//! `limits` enable and enforce, which `trial` tries out beforehand; `usage` reads what was used, `above`
+//! whose limit was hit, `stuck` what does not die; `dir` is the only file access.
 #![allow(clippy::disallowed_methods, reason = "cgroups are files of the kernel")]
 
 mod above;
@@ -45,6 +45,7 @@ mod oracle;
 mod scratch;
 mod stuck;
 mod task;
+mod trial;
 mod usage;
 
 use std::path::PathBuf;
@@ -55,7 +56,7 @@ pub use above::Above;
 pub use base::{Base, FindError, Options, SCOPE_GUARD, find, systemd_scope_command};
 pub use controllers::{Controller, Usable};
 pub use group::Cgroup;
-pub use limits::{Unenforceable, check};
+pub use limits::{Applied, Rounded, Shortage, Unenforceable, all_unenforceable};
 pub use task::{Leaf, TaskCgroup};
 pub use usage::Sampler;
 

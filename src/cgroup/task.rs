@@ -9,9 +9,9 @@ use nix::errno::Errno;
 
 use super::base::{DELEGATED, TASKS};
 use super::dir::Dir;
-use super::{Cgroup, CgroupError, controllers};
+use super::{Applied, Cgroup, CgroupError, Controller, Usable, controllers, limits};
 use crate::sys::xattr;
-use crate::task::{ProcessName, TaskId};
+use crate::task::{ProcessName, Resources, TaskId};
 
 /// The leaf of one run: everything that it ever forks.
 pub type Leaf = Cgroup;
@@ -23,10 +23,90 @@ pub struct TaskCgroup(Cgroup);
 impl TaskCgroup {
     /// Makes the cgroup of task `id` in `tasks`, or opens it.
     pub(super) fn create(tasks: &Dir, id: &TaskId) -> Result<Self, CgroupError> {
-        let dir = tasks.create(id.as_str())?;
+        Self::create_named(tasks, id.as_str())
+    }
+
+    /// [`TaskCgroup::create`] for any name.
+    pub(super) fn create_named(tasks: &Dir, name: &str) -> Result<Self, CgroupError> {
+        let dir = tasks.create(name)?;
         // What cannot be enabled is named where a limit needs it: the leaf has no file for it.
-        controllers::enable(&[&dir]);
+        controllers::enable(&[&dir], &Controller::ALWAYS);
+        limits::bound_pids(&dir)?;
+        limits::bound_depth(&dir)?;
         Ok(Self(Cgroup::new(dir)?))
+    }
+
+    /// Enforces `resources`, found at `path`, on the task as a whole: [`Cgroup::apply`], after the controllers that only some tasks
+    /// need were enabled. Works on a live task too; fields that are absent stay as they are.
+    ///
+    /// # Errors
+    ///
+    /// As [`Cgroup::apply`].
+    pub fn limit(&self, resources: &Resources, path: &str) -> Result<Applied, CgroupError> {
+        let usable = self.enable_around(&limits::extra_controllers(resources));
+        self.limit_in(resources, path, &usable)
+    }
+
+    /// [`TaskCgroup::limit`] where it is known why some controllers are missing.
+    pub(super) fn limit_in(
+        &self,
+        resources: &Resources,
+        path: &str,
+        usable: &Usable,
+    ) -> Result<Applied, CgroupError> {
+        if limits::protects(resources) {
+            // It is passed on as soon as it is asked for here, and only then can it be had.
+            self.apply_in(resources, path, usable)?;
+            self.pass_protection_on();
+        }
+        self.apply_in(resources, path, usable)
+    }
+
+    /// Enables for the leaves of this task what `resources` of a process need beyond what every task has. To be done before the
+    /// leaf of a live run is given such limits: [`Base::task_for`] did it for those that the task began with.
+    ///
+    /// [`Base::task_for`]: super::Base::task_for
+    pub fn enable_for_runs(&self, resources: &Resources) {
+        self.enable_beneath(&limits::extra_controllers(resources));
+    }
+
+    /// Enables `extra` for the leaves of this task. What cannot be enabled is named where a limit needs it.
+    pub(super) fn enable_beneath(&self, extra: &[Controller]) {
+        self.enable_around(extra);
+        if !extra.is_empty() {
+            controllers::enable(&[self.dir()], extra);
+        }
+    }
+
+    fn enable_around(&self, extra: &[Controller]) -> Usable {
+        if extra.is_empty() {
+            return Usable::default();
+        }
+        let (root, ours) = self.around();
+        controllers::enable(&root.iter().chain(&ours).collect::<Vec<_>>(), extra)
+    }
+
+    /// Takes back what is kept around this task, which was removed, for the sake of its `limits`.
+    pub fn release_protection(&self, limits: Option<&Resources>) {
+        if limits.is_some_and(limits::protects) {
+            self.pass_protection_on();
+        }
+    }
+
+    /// Makes what is around this task keep as much memory for its tasks as they ask for together.
+    fn pass_protection_on(&self) {
+        let (root, ours) = self.around();
+        // A base that somebody else gave us has the limits that they gave it.
+        let given = usize::from(root.is_none());
+        limits::pass_on(&ours.iter().skip(given).collect::<Vec<_>>());
+    }
+
+    /// The root of the hierarchy, if it holds the base; the base, and the cgroup of tasks.
+    fn around(&self) -> (Option<Dir>, Vec<Dir>) {
+        let tasks = self.dir().parent();
+        let base = tasks.as_ref().and_then(Dir::parent);
+        let root = base.as_ref().and_then(Dir::parent).filter(|dir| !dir.has("cgroup.events"));
+        (root, base.into_iter().chain(tasks).collect())
     }
 
     /// Opens the cgroup at `path`, which a checkpoint recorded for task `id`; `None` if it is gone.
@@ -59,6 +139,7 @@ impl TaskCgroup {
     pub fn leaf(&self, process: &ProcessName, run: u32) -> Result<Leaf, CgroupError> {
         let leaf = Cgroup::new(self.dir().create(&leaf_name(process, run))?)?;
         leaf.die_whole()?;
+        limits::bound_cgroups(leaf.dir())?;
         // A dewar that the run itself starts, as root, then builds its cgroups in here and not
         // beside us: it must end with this run. An ordinary user owns the leaf, which says the same,
         // and a kernel that keeps no such attribute (before 5.7) cannot be told.

@@ -258,9 +258,14 @@ impl Cursor {
         self.position
     }
 
+    /// Goes to where another reader has been. One that has been at the beginning has not seen a header: a power cut can leave
+    /// a stream empty, and it gets its header later.
     pub(super) fn seek(&mut self, position: Position) {
         self.chunk.clear();
         self.position = position;
+        if let (0, Some(header)) = (position.offset, &self.header) {
+            self.position.offset = header.length as u64;
+        }
     }
 
     /// Reads the header, if it is whole, and returns its seed.
@@ -776,6 +781,19 @@ mod tests {
 
         assert_eq!(second.identity(), Some(&runner()));
         assert_eq!(all(&mut second), life()[2..]);
+    }
+
+    /// Attack 44: streams of coordinators are not synced, and a power cut leaves their names without their bytes.
+    #[test]
+    fn a_reader_goes_on_where_another_has_been_before_there_was_a_header() {
+        let (_dir, root) = root();
+        let early = reader(&root, b"").position();
+        fs::write(root.stream(&runner()), stream(&runner(), &life()).bytes).unwrap();
+
+        let mut late = Reader::open(&root, &runner()).unwrap();
+        late.seek(early);
+
+        assert_eq!(all(&mut late), life());
     }
 
     /// Attacks 38, 40.

@@ -6,11 +6,11 @@ use super::args::{Inspect, Output};
 use super::failure::{Failure, status};
 use super::file::{self, Asked};
 use super::out::Out;
-use super::run::unenforceable;
+use super::run::try_out;
 use super::task_file::TaskFile;
 use super::term::escape;
 use super::{json, words};
-use crate::cgroup;
+use crate::cgroup::{self, Applied, Unenforceable};
 use crate::proto::Task;
 use crate::task::{ProcessSpec, TaskSpec};
 
@@ -23,6 +23,7 @@ struct Inspection<'a> {
     task: &'a Task,
     plan: Plan<'a>,
     unenforceable: Vec<String>,
+    rounded: Vec<String>,
 }
 
 /// The processes by the earliest turn in which each can run: each layer waits for the ones before.
@@ -49,12 +50,14 @@ fn names<S: Serializer>(processes: &[&ProcessSpec], serializer: S) -> Result<S::
 pub(super) fn run(args: &Inspect) -> Result<u8, Failure> {
     let Asked { accepted, identity } = file::task_file(&args.file, &args.bindings)?;
     let spec = &accepted.spec;
+    let (unenforceable, rounded) = limits(args, spec)?;
     let inspection = Inspection {
         task_id: accepted.task_id.as_str(),
         user: &identity.user,
         task: &accepted.task,
         plan: plan(spec),
-        unenforceable: limits(args, spec)?,
+        unenforceable,
+        rounded,
     };
     Out::default().write(match args.output {
         Output::Json => json::line(&inspection)?,
@@ -63,24 +66,23 @@ pub(super) fn run(args: &Inspect) -> Result<u8, Failure> {
     Ok(status::SUCCESS)
 }
 
-/// What cannot be enforced here. A host is looked at only for a task that has limits.
-fn limits(args: &Inspect, spec: &TaskSpec) -> Result<Vec<String>, Failure> {
-    let none = unenforceable(spec, None);
+/// What cannot be enforced here, and what is rounded. A host is looked at only for a task that has limits.
+fn limits(args: &Inspect, spec: &TaskSpec) -> Result<(Vec<String>, Vec<String>), Failure> {
+    let none = try_out(spec, None)?.unenforceable;
     if none.is_empty() {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), Vec::new()));
     }
     let options = cgroup::Options { explicit: args.cgroup_base.clone() };
     match cgroup::find(&options) {
         Ok(base) => {
-            let missing = unenforceable(spec, Some(&base));
-            Ok(missing.iter().map(ToString::to_string).collect())
+            let Applied { unenforceable, rounded } = try_out(spec, Some(&base))?;
+            let unenforceable = unenforceable.iter().map(ToString::to_string).collect();
+            Ok((unenforceable, rounded.iter().map(ToString::to_string).collect()))
         }
         Err(error) => {
             let why = Failure::unavailable(&error);
-            Ok(none
-                .iter()
-                .map(|limit| format!("{} cannot be enforced: {why}", limit.field))
-                .collect())
+            let told = |limit: &Unenforceable| format!("{} cannot be enforced: {why}", limit.field);
+            Ok((none.iter().map(told).collect(), Vec::new()))
         }
     }
 }
@@ -109,9 +111,14 @@ fn text(inspection: &Inspection<'_>, spec: &TaskSpec) -> Result<String, Failure>
     let Plan { regular, finalizing } = &inspection.plan;
     text += &layers("plan: each layer waits for the ones above it", regular);
     text += &layers("finalizers, however the task ends", finalizing);
-    if !inspection.unenforceable.is_empty() {
-        text += "\nnot enforceable on this host\n";
-        for limit in &inspection.unenforceable {
+    for (heading, limits) in [
+        ("not enforceable on this host", &inspection.unenforceable),
+        ("rounded by the kernel", &inspection.rounded),
+    ] {
+        if !limits.is_empty() {
+            text = text + "\n" + heading + "\n";
+        }
+        for limit in limits {
             text = text + "  " + &escape(limit) + "\n";
         }
     }
@@ -171,6 +178,7 @@ constraints: [{order: [fetch, build]}]
             task: &accepted.task,
             plan: plan(&accepted.spec),
             unenforceable: vec!["resources.ram cannot be enforced".to_owned()],
+            rounded: vec!["resources.swap: 0 is in force, 1 was asked for".to_owned()],
         };
         f(&inspection, &accepted.spec);
     }
@@ -196,6 +204,9 @@ finalizers, however the task ends
 
 not enforceable on this host
   resources.ram cannot be enforced
+
+rounded by the kernel
+  resources.swap: 0 is in force, 1 was asked for
 "
             );
             assert!(task.contains(r#""cmdline": "get \u{202e}y""#), "attack 47: {task}");

@@ -16,7 +16,7 @@ use super::runner::{self, Followed};
 use super::signals::Signals;
 use super::term::escape;
 use super::{json, place, report};
-use crate::cgroup::{self, Base, Unenforceable};
+use crate::cgroup::{self, Applied, Base};
 use crate::checkpoint::Root;
 use crate::checkpoint::paths::Place;
 use crate::launch::{self, Accepted, Console};
@@ -59,10 +59,10 @@ pub(super) fn run(args: &Run) -> Result<u8, Failure> {
             None
         }
     };
-    let unenforced = unenforced(&asked.accepted.spec, base.as_ref(), args.allow_unenforced)?;
+    let limits = limits(&asked.accepted.spec, base.as_ref(), args.allow_unenforced)?;
     let id = asked.accepted.task_id.clone();
     let spec = asked.accepted.spec.clone();
-    let launch = launch_of(args, asked, &root, base.is_some(), unenforced)?;
+    let launch = launch_of(args, asked, &root, base.is_some(), limits)?;
     // From here on ^C is for the task.
     let signals = if args.detach { None } else { Some(catch()?) };
     let console = console(args.detach, args.output);
@@ -192,53 +192,41 @@ fn detached(root: &Root, id: &TaskId, output: Output) -> Result<u8, Failure> {
     Ok(status::SUCCESS)
 }
 
-/// What this host cannot enforce: refused by name, or listed if that was allowed (S42).
-fn unenforced(spec: &TaskSpec, base: Option<&Base>, allowed: bool) -> Result<Vec<String>, Failure> {
-    let missing = unenforceable(spec, base);
-    if missing.is_empty() {
-        return Ok(Vec::new());
+/// What this host cannot enforce: refused by name, or told and kept if that was allowed (S42). What the kernel rounds is told.
+fn limits(spec: &TaskSpec, base: Option<&Base>, allowed: bool) -> Result<Applied, Failure> {
+    let applied = try_out(spec, base)?;
+    let told = |what: Vec<String>| what.join("; ");
+    if !applied.unenforceable.is_empty() {
+        let missing = told(applied.unenforceable.iter().map(ToString::to_string).collect());
+        if !allowed {
+            let what = "--allow-unenforced runs the task without";
+            return Err(Failure::Unavailable(format!("{missing}; {what}")));
+        }
+        eprintln!("dewar: {}", escape(&missing));
     }
-    let told = missing.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-    if !allowed {
-        let what = "--allow-unenforced runs the task without";
-        return Err(Failure::Unavailable(format!("{told}; {what}")));
+    if !applied.rounded.is_empty() {
+        let rounded = told(applied.rounded.iter().map(ToString::to_string).collect());
+        eprintln!("dewar: {}", escape(&rounded));
     }
-    eprintln!("dewar: {}", escape(&told));
-    Ok(missing.into_iter().map(|limit| limit.field).collect())
+    Ok(applied)
 }
 
-/// The limits of a task that cannot be enforced in `base`; `None`: without cgroups.
-pub(super) fn unenforceable(spec: &TaskSpec, base: Option<&Base>) -> Vec<Unenforceable> {
-    let of_task = spec.resources.iter().map(|limits| ("resources".to_owned(), limits));
-    let of_processes = spec.processes.iter().enumerate().filter_map(|(index, process)| {
-        Some((format!("processes[{index}].resources"), process.resources.as_ref()?))
+/// The limits of a task that cannot be enforced in `base`, or are rounded there; `None`: without cgroups, where none is enforced.
+pub(super) fn try_out(spec: &TaskSpec, base: Option<&Base>) -> Result<Applied, Failure> {
+    if let Some(base) = base {
+        return base.try_out(spec).map_err(|error| Failure::unavailable(&error));
+    }
+    let without = |path: &str, limits: &Resources| {
+        cgroup::all_unenforceable(limits, path, "a cgroup", "--cgroup none was asked for")
+    };
+    let of_task = spec.resources.iter().flat_map(|limits| without("resources", limits));
+    let each = spec.processes.iter().enumerate();
+    let of_runs = each.filter_map(|(index, process)| {
+        let path = format!("processes[{index}].resources");
+        Some(without(&path, process.resources.as_deref()?))
     });
-    let mut asked = of_task.chain(of_processes).peekable();
-    if asked.peek().is_none() {
-        return Vec::new();
-    }
-    let usable = base.map(Base::enable_controllers);
-    let missing = |(path, limits): (String, &Resources)| match &usable {
-        Some(usable) => cgroup::check(limits, &path, usable),
-        None => without_cgroups(limits, &path),
-    };
-    asked.flat_map(missing).collect()
-}
-
-fn without_cgroups(limits: &Resources, path: &str) -> Vec<Unenforceable> {
-    let asked = [
-        ("cpu", limits.cpu.is_some()),
-        ("ram", limits.ram.is_some()),
-        ("disk", limits.disk.is_some()),
-        ("gpu", limits.gpu.is_some()),
-    ];
-    let asked = asked.into_iter().filter(|(_, asked)| *asked);
-    let missing = |(name, _)| Unenforceable {
-        field: format!("{path}.{name}"),
-        needs: "a cgroup".to_owned(),
-        why: "--cgroup none was asked for".to_owned(),
-    };
-    asked.map(missing).collect()
+    let unenforceable = of_task.chain(of_runs.flatten()).collect();
+    Ok(Applied { unenforceable, rounded: Vec::new() })
 }
 
 fn launch_of(
@@ -246,7 +234,7 @@ fn launch_of(
     asked: Asked,
     root: &Root,
     contained: bool,
-    unenforced: Vec<String>,
+    limits: Applied,
 ) -> Result<Launch, Failure> {
     let Asked { accepted, identity } = asked;
     let sandbox = match &args.sandbox {
@@ -264,11 +252,12 @@ fn launch_of(
         identity: Some(identity),
         chroot: args.chroot,
         containment: containment.into(),
-        unenforced,
+        unenforced: limits.unenforceable.into_iter().map(|limit| limit.field).collect(),
         path: path()?,
         loss_limit: LOSS_LIMIT,
         accepted_unix_nanos: clock::now().wall,
         hostname: gethostname().unwrap_or_default().to_string_lossy().into_owned(),
+        rounded: limits.rounded.iter().map(ToString::to_string).collect(),
     })
 }
 

@@ -153,6 +153,7 @@ fn facts(view: &TaskView) -> Vec<(&'static str, String)> {
         ("states", history.join(", ")),
         ("not enforced on this host", view.unenforced.join(", ")),
         ("used", view.usage.as_ref().map(words::usage).unwrap_or_default()),
+        ("rounded by the kernel", view.rounded.join(", ")),
         ("cut off its stream", dropped.unwrap_or_default()),
     ];
     facts.into_iter().filter(|(_, value)| !value.is_empty()).collect()

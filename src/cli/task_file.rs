@@ -1,10 +1,12 @@
 //! A task as a task file, filled in: every template replaced, every default spelled out.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
 use crate::proto::Constraint;
+use crate::task::resources::{Cpuset, Io, IoMax, IoTarget, NO_LIMIT};
 use crate::task::spec::FileMode;
 use crate::task::{Logger, ProcessSpec, Resources, TaskSpec};
 
@@ -15,7 +17,7 @@ pub(super) struct TaskFile<'a> {
     processes: Vec<Process<'a>>,
     constraints: Vec<Order<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    resources: Option<Limits>,
+    resources: Option<Limits<'a>>,
     max_failures: u32,
     max_concurrency: u32,
     finalization_wait: Seconds,
@@ -36,7 +38,7 @@ struct Process<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     logger: Option<Log>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    resources: Option<Limits>,
+    resources: Option<Limits<'a>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -44,16 +46,103 @@ struct Order<'a> {
     order: &'a [String],
 }
 
-#[derive(Debug, Serialize)]
-struct Limits {
+#[derive(Debug, Serialize, Default)]
+struct Limits<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     cpu: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    ram: Option<u64>,
+    cpu_limit: Option<CpuCeiling>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ram: Option<Amount>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory_high: Option<Amount>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory_low: Option<Amount>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory_min: Option<Amount>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    swap: Option<Amount>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    oom_group: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pids: Option<Amount>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    io: Option<DiskLimits<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cpuset: Option<Set>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    hugetlb: BTreeMap<&'a str, Amount>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    cgroup: BTreeMap<&'a str, &'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     disk: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     gpu: Option<u32>,
+}
+
+#[derive(Debug, Serialize)]
+struct CpuCeiling {
+    cpus: Cpus,
+    period: Seconds,
+    burst: Seconds,
+}
+
+#[derive(Debug, Serialize)]
+struct DiskLimits<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    weight: Option<u32>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    max: Vec<DiskCeiling<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct DiskCeiling<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rbps: Option<Amount>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wbps: Option<Amount>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    riops: Option<Amount>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wiops: Option<Amount>,
+}
+
+#[derive(Debug, Serialize)]
+struct Set {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cpus: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mems: Option<String>,
+}
+
+/// A number, or `max`.
+#[derive(Debug)]
+struct Amount(u64);
+
+impl Serialize for Amount {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            NO_LIMIT => serializer.serialize_str("max"),
+            amount => serializer.serialize_u64(amount),
+        }
+    }
+}
+
+/// A number of CPUs, or `max`.
+#[derive(Debug)]
+struct Cpus(Option<f64>);
+
+impl Serialize for Cpus {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            None => serializer.serialize_str("max"),
+            Some(cpus) => serializer.serialize_f64(cpus),
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -94,7 +183,7 @@ impl<'a> TaskFile<'a> {
             name: &spec.name,
             processes: spec.processes.iter().map(process).collect(),
             constraints: constraints.iter().map(|of| Order { order: &of.order }).collect(),
-            resources: spec.resources.map(limits),
+            resources: spec.resources.as_ref().map(limits),
             max_failures: spec.max_failures,
             max_concurrency: spec.max_concurrency,
             finalization_wait: Seconds(spec.finalization_wait),
@@ -113,13 +202,53 @@ fn process(spec: &ProcessSpec) -> Process<'_> {
         min_duration: Seconds(spec.min_duration),
         is_final: spec.is_final,
         logger: spec.logger.map(log),
-        resources: spec.resources.map(limits),
+        resources: spec.resources.as_deref().map(limits),
     }
 }
 
-fn limits(resources: Resources) -> Limits {
-    let Resources { cpu, ram, disk, gpu } = resources;
-    Limits { cpu, ram, disk, gpu }
+fn limits(of: &Resources) -> Limits<'_> {
+    Limits {
+        cpu: of.cpu,
+        cpu_limit: of.cpu_limit.map(|limit| CpuCeiling {
+            cpus: Cpus(limit.cpus),
+            period: Seconds(limit.period),
+            burst: Seconds(limit.burst),
+        }),
+        ram: of.ram.map(Amount),
+        memory_high: of.memory_high.map(Amount),
+        memory_low: of.memory_low.map(Amount),
+        memory_min: of.memory_min.map(Amount),
+        swap: of.swap.map(Amount),
+        oom_group: of.oom_group,
+        pids: of.pids.map(Amount),
+        io: (of.io != Io::default()).then(|| DiskLimits {
+            weight: of.io.weight,
+            max: of.io.max.iter().map(disk_ceiling).collect(),
+        }),
+        cpuset: (of.cpuset != Cpuset::default()).then(|| Set {
+            cpus: of.cpuset.cpus.as_ref().map(ToString::to_string),
+            mems: of.cpuset.mems.as_ref().map(ToString::to_string),
+        }),
+        hugetlb: of.hugetlb.iter().map(|(size, &most)| (size.as_str(), Amount(most))).collect(),
+        cgroup: of.cgroup.iter().map(|(file, value)| (file.as_str(), value.as_str())).collect(),
+        disk: of.disk,
+        gpu: of.gpu,
+    }
+}
+
+fn disk_ceiling(of: &IoMax) -> DiskCeiling<'_> {
+    let (path, device) = match &of.target {
+        IoTarget::Path(path) => (Some(path.as_str()), None),
+        IoTarget::Device(device) => (None, Some(device.to_string())),
+    };
+    DiskCeiling {
+        path,
+        device,
+        rbps: of.rbps.map(Amount),
+        wbps: of.wbps.map(Amount),
+        riops: of.riops.map(Amount),
+        wiops: of.wiops.map(Amount),
+    }
 }
 
 fn log(logger: Logger) -> Log {
@@ -157,7 +286,22 @@ resources: {cpu: 1.5, ram: 128MB, disk: 1GB}
 processes:
   - {name: a, cmdline: "x \"y\"\n", min_duration: 100ms, max_failures: 3}
   - {name: b, cmdline: "", logger: {destination: both, mode: rotate, rotate: {log_size: 4096, backups: 3}}}
-  - {name: c, cmdline: c, logger: {destination: none}, resources: {ram: 1GB}}
+  - {name: c, cmdline: c, logger: {destination: none}, resources: {ram: 1GB, cpu_limit: max}}
+  - name: limited
+    cmdline: x
+    resources:
+      cpu_limit: {cpus: 0.5, period: 12.345ms, burst: 0.001ms}
+      ram: max
+      memory_high: max
+      memory_low: 3MB
+      memory_min: 2MB
+      swap: 0
+      oom_group: false
+      pids: max
+      io: {weight: 7, max: [{path: /, rbps: 1MB}, {device: "8:16", wbps: max, riops: 1, wiops: 2}]}
+      cpuset: {cpus: "0,1,2", mems: "0"}
+      hugetlb: {2MB: 64MB, 1GB: max}
+      cgroup: {memory.zswap.max: 0, "misc.max": "res_a 1"}
   - {name: d, cmdline: d, daemon: true, logger: {destination: console}}
   - {name: e, cmdline: e, ephemeral: true, logger: {destination: file}}
   - {name: f, cmdline: f, final: true}

@@ -183,6 +183,7 @@ impl<'a> Coordinator<'a> {
         match self.start_in(leaf.as_ref()) {
             Ok((pid, pidfd, pump)) => Ok(Running { pid, pidfd, leaf, above, pump }),
             Err(failure) => {
+                let failure = failure.for_want_of(leaf.as_ref());
                 self.clear(leaf.as_ref());
                 remove(leaf.as_ref());
                 Err(failure)
@@ -206,7 +207,7 @@ impl<'a> Coordinator<'a> {
         let Job { spec, launch, process, .. } = &self.job;
         if let Some(resources) = &spec.resources {
             let path = format!("processes[{process}].resources");
-            let missing = leaf.apply(resources, &path).map_err(no_cgroup)?;
+            let missing = leaf.apply(resources, &path).map_err(no_cgroup)?.unenforceable;
             if let Some(limit) = missing.iter().find(|l| !launch.unenforced.contains(&l.field)) {
                 let why = format!("{}: {} is gone: {}", limit.field, limit.needs, limit.why);
                 return Err(LaunchFailed::caused(Step::Cgroup, &io::Error::other(why)));

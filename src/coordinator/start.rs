@@ -30,6 +30,7 @@ use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{Pid, chdir, chroot, fchdir, pipe2, read, setsid, write};
 
 use super::output::{Output, OutputError, Pump};
+use crate::cgroup::{Leaf, Shortage};
 use crate::identity;
 use crate::proto::{Identity, Verdict, VerdictReason};
 use crate::sandbox::{PathError, Sandbox};
@@ -305,6 +306,20 @@ impl LaunchFailed {
         matches!(self.errno, Some(EAGAIN | EBUSY | EINTR | EIO | EMFILE | ENFILE | ENOMEM))
     }
 
+    /// attack 33: names the limit of `leaf` that left too little to start a run, if that is why. A limit of memory does so every
+    /// time, and lets the kernel answer with an errno that means something else: it is left out.
+    pub(super) fn for_want_of(mut self, leaf: Option<&Leaf>) -> Self {
+        let shortage = leaf.zip(self.errno).and_then(|(leaf, errno)| leaf.shortage(errno));
+        match shortage {
+            Some(Shortage::Memory(why)) => Self::refused(self.step, why),
+            Some(Shortage::Pids(why)) => {
+                self.detail = Some(why);
+                self
+            }
+            None => self,
+        }
+    }
+
     /// A step of the coordinator's own that failed, with the errno at the end of its causes.
     pub(super) fn caused(step: Step, error: &(dyn std::error::Error + 'static)) -> Self {
         let causes = || std::iter::successors(Some(error), |cause| cause.source());
@@ -370,7 +385,7 @@ impl Start {
     pub fn launch(self, cgroup: Option<BorrowedFd<'_>>) -> Result<(Pid, OwnedFd), LaunchFailed> {
         let mut plan = self.plan;
         let (reports, report) =
-            pipe2(OFlag::O_CLOEXEC).map_err(|errno| LaunchFailed::new(Step::Pipe, errno))?;
+            report_pipe().map_err(|errno| LaunchFailed::new(Step::Pipe, errno))?;
         let report = above(report)?;
         let (pid, pidfd) = clone_into(cgroup, || plan.carry_out(report.as_fd()))
             .map_err(|errno| LaunchFailed::new(Step::Clone, errno))?;
@@ -389,6 +404,15 @@ impl Start {
             }
         }
     }
+}
+
+/// A pipe that takes a report without asking for memory: what the child writes is billed to its leaf, whose limit may leave no room
+/// for it. A pipe keeps the page that was read empty for the next that is written (`tmp_page` in fs/pipe.c).
+fn report_pipe() -> Result<(OwnedFd, OwnedFd), Errno> {
+    let (reports, report) = pipe2(OFlag::O_CLOEXEC)?;
+    write(&report, &[0])?;
+    read(&reports, &mut [0])?;
+    Ok((reports, report))
 }
 
 /// Waits for a child that is about to end.

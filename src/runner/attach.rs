@@ -399,11 +399,9 @@ fn contain(
         return Ok(cgroup);
     }
     let explicit = Some(base.ok_or(RunnerError::NoBase)?);
-    let cgroup = cgroup::find(&cgroup::Options { explicit })?.task(task)?;
-    if let Some(resources) = &state.spec().resources {
-        let missing = cgroup.apply(resources, "resources")?;
-        refuse_missing(launch, missing)?;
-    }
+    let base = cgroup::find(&cgroup::Options { explicit })?;
+    let (cgroup, applied) = base.task_for(task, state.spec())?;
+    refuse_missing(launch, applied.unenforceable)?;
     Ok(cgroup)
 }
 

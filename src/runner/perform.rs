@@ -427,6 +427,7 @@ impl Runner {
                 let used = Some(cgroup.usage()).filter(|used| *used != Usage::default());
                 match cgroup.remove() {
                     Ok(()) => {
+                        cgroup.release_protection(self.state.spec().resources.as_ref());
                         self.used = used;
                         true
                     }

@@ -13,6 +13,7 @@ pub use super::diagnostic::{Diagnostic, Place, Report};
 use super::diagnostic::{Problem, Problems};
 use super::node::{NodeId, Tree, Value};
 use super::number::{self, Wrong};
+use super::resources::{NO_LIMIT, shown};
 use super::schema::{self, Schema};
 pub use super::source::{MAX_FILE_BYTES, SourceError, read};
 use super::spec::{self, TaskSpec};
@@ -148,6 +149,13 @@ const FLAG: &str = "true or false";
 const DURATION: &str = "a number of seconds, or a number with ms, s, m or h";
 const SIZE: &str = "a number of bytes, or a number with KB, MB, GB, TB, KiB, MiB, GiB or TiB";
 const CPUS: &str = "a number of CPUs such as 1.5";
+const CEILING: &str = "a number of CPUs such as 1.5, or max";
+const COUNT: &str = "a whole number, or max";
+const AMOUNT: &str =
+    "a number of bytes, or a number with KB, MB, GB, TB, KiB, MiB, GiB or TiB, or max";
+
+/// No limit, said aloud.
+const MAX: &str = "max";
 
 impl<'t, 's, 'p> Reader<'t, 's, 'p> {
     fn new(tree: &'t Tree<'s>, bindings: &'t Bindings, problems: &'p mut Problems) -> Self {
@@ -322,11 +330,119 @@ impl<'t, 's, 'p> Reader<'t, 's, 'p> {
     fn resources(&mut self, outer: &Scope<'_>) -> Option<proto::Resources> {
         let scope = self.struct_field(outer, "resources", &schema::RESOURCES)?;
         Some(proto::Resources {
-            cpu: self.convert(&scope, "cpu", CPUS, |cpu| number::real(&cpu.text)),
-            ram_bytes: self.size(&scope, "ram"),
+            cpu: self.cpus(&scope, "cpu"),
+            cpu_limit: self.cpu_limit(&scope),
+            ram_bytes: self.amount(&scope, "ram"),
+            memory_high_bytes: self.amount(&scope, "memory_high"),
+            memory_low_bytes: self.amount(&scope, "memory_low"),
+            memory_min_bytes: self.amount(&scope, "memory_min"),
+            swap_bytes: self.amount(&scope, "swap"),
+            oom_group: self.flag(&scope, "oom_group"),
+            pids: self.count(&scope, "pids"),
+            io: self.io(&scope),
+            cpuset: self.cpuset(&scope),
+            hugetlb: self.entries(&scope, "hugetlb", AMOUNT, |size| amount(&size.text)),
+            cgroup: self.entries(&scope, "cgroup", "a text", |value| Ok(value.text.clone())),
             disk_bytes: self.size(&scope, "disk"),
             gpu: self.whole(&scope, "gpu"),
         })
+    }
+
+    fn cpus(&mut self, scope: &Scope<'_>, field: &str) -> Option<f64> {
+        self.convert(scope, field, CPUS, |cpus| number::real(&cpus.text))
+    }
+
+    /// A number of CPUs or `max`, alone or with period and burst.
+    fn cpu_limit(&mut self, outer: &Scope<'_>) -> Option<proto::CpuLimit> {
+        let node = outer.get("cpu_limit")?;
+        if !matches!(self.tree.node(node).value, Value::Mapping(_)) {
+            let cpus = self.ceiling(outer, "cpu_limit")?;
+            return Some(proto::CpuLimit { cpus, ..Default::default() });
+        }
+        let scope = self.struct_field(outer, "cpu_limit", &schema::CPU_LIMIT)?;
+        let period = self.duration(&scope, "period");
+        let burst = self.duration(&scope, "burst");
+        self.required(&scope, "cpus")?;
+        Some(proto::CpuLimit { cpus: self.ceiling(&scope, "cpus")?, period, burst })
+    }
+
+    /// CPUs; `Some(None)` for `max`.
+    fn ceiling(&mut self, scope: &Scope<'_>, field: &str) -> Option<Option<f64>> {
+        self.convert(scope, field, CEILING, |cpus| match cpus.text.as_str() {
+            MAX => Ok(None),
+            cpus => number::real(cpus).map(Some),
+        })
+    }
+
+    fn io(&mut self, outer: &Scope<'_>) -> Option<proto::Io> {
+        let scope = self.struct_field(outer, "io", &schema::IO)?;
+        let weight = self.whole(&scope, "weight");
+        let Some(node) = scope.get("max") else {
+            return Some(proto::Io { weight, max: Vec::new() });
+        };
+        let list = self.list(&scope, "max", node);
+        let max = (list.iter().enumerate())
+            .map(|(index, &element)| {
+                let path = format!("{}[{index}]", scope.path("max"));
+                let max = self.open(element, &schema::IO_MAX, path, Some(&scope));
+                max.map(|max| self.io_max(&max)).unwrap_or_default()
+            })
+            .collect();
+        Some(proto::Io { weight, max })
+    }
+
+    fn io_max(&mut self, scope: &Scope<'_>) -> proto::IoMax {
+        use proto::io_max::Target;
+        let path = self.string(scope, "path");
+        let device = self.string(scope, "device");
+        if let (Some(_), Some(_), Some(node)) = (&path, &device, scope.get("device")) {
+            let message = "two names of a disk".to_owned();
+            self.report(node, scope.path("device"), message, "one of path, device");
+        }
+        proto::IoMax {
+            target: path.map(Target::Path).or(device.map(Target::Device)),
+            rbps: self.amount(scope, "rbps"),
+            wbps: self.amount(scope, "wbps"),
+            riops: self.count(scope, "riops"),
+            wiops: self.count(scope, "wiops"),
+        }
+    }
+
+    fn cpuset(&mut self, outer: &Scope<'_>) -> Option<proto::Cpuset> {
+        let scope = self.struct_field(outer, "cpuset", &schema::CPUSET)?;
+        let cpus = self.string(&scope, "cpus");
+        Some(proto::Cpuset { cpus, mems: self.string(&scope, "mems") })
+    }
+
+    /// A mapping whose keys are not fields. A key is taken as it is written.
+    fn entries<T>(
+        &mut self,
+        outer: &Scope<'_>,
+        field: &str,
+        expected: &str,
+        convert: impl Fn(&Filled) -> Result<T, Wrong>,
+    ) -> BTreeMap<String, T> {
+        let Some(node) = outer.get(field) else { return BTreeMap::new() };
+        let tree = self.tree;
+        if !matches!(tree.node(node).value, Value::Mapping(_)) {
+            self.report(node, outer.path(field), tree.describe(node), "a mapping");
+            return BTreeMap::new();
+        }
+        let mut entries = BTreeMap::new();
+        for (key, value) in tree.entries(node) {
+            let key = tree.text(key);
+            let path = || outer.path(&format!("{field}[{}]", shown(key)));
+            let Some(filled) = self.fill(outer, value, path, expected) else { continue };
+            match convert(&filled) {
+                // Of a key that is merged in as well, the own one comes first.
+                Ok(converted) => drop(entries.entry(key.to_owned()).or_insert(converted)),
+                Err(wrong) => {
+                    let message = format!("{} {wrong}", quoted(&filled.text));
+                    self.report(value, path(), message, expected);
+                }
+            }
+        }
+        entries
     }
 
     fn logger(&mut self, outer: &Scope<'_>) -> Option<proto::Logger> {
@@ -455,6 +571,19 @@ impl<'t, 's, 'p> Reader<'t, 's, 'p> {
 
     fn flag(&mut self, scope: &Scope<'_>, field: &str) -> Option<bool> {
         self.convert(scope, field, FLAG, |flag| number::flag(&flag.text, flag.plain))
+    }
+
+    /// A size, or `max`.
+    fn amount(&mut self, scope: &Scope<'_>, field: &str) -> Option<u64> {
+        self.convert(scope, field, AMOUNT, |size| amount(&size.text))
+    }
+
+    /// A whole number of 64 bits, or `max`.
+    fn count(&mut self, scope: &Scope<'_>, field: &str) -> Option<u64> {
+        self.convert(scope, field, COUNT, |count| match count.text.as_str() {
+            MAX => Ok(NO_LIMIT),
+            count => number::whole(count, NO_LIMIT - 1),
+        })
     }
 
     fn size(&mut self, scope: &Scope<'_>, field: &str) -> Option<u64> {
@@ -709,20 +838,31 @@ impl<'t, 's, 'p> Reader<'t, 's, 'p> {
     }
 }
 
+/// A size, or `max`.
+fn amount(text: &str) -> Result<u64, Wrong> {
+    if text == MAX { Ok(NO_LIMIT) } else { number::size(text) }
+}
+
 /// The fields of a schema, for a message.
 fn fields(schema: &Schema) -> String {
     let names: Vec<_> = schema.fields.iter().map(|field| field.name).collect();
     names.join(", ")
 }
 
-/// The steps of a path such as `processes[1].name`: names and indexes.
+/// The steps of a path such as `processes[1].name`: names and indexes. Between brackets stands one step, whatever it holds.
 fn steps(path: &str) -> impl Iterator<Item = &str> {
-    path.split(['.', '[', ']']).filter(|step| !step.is_empty())
+    path.split(['[', ']']).enumerate().flat_map(|(part, text)| {
+        let inside = part % 2 == 1;
+        text.split(move |c| c == '.' && !inside).filter(|step| !step.is_empty())
+    })
 }
 
 /// A path and all paths that hold it, innermost first.
 fn within(path: &str) -> impl Iterator<Item = &str> {
-    std::iter::successors(Some(path), |path| path.rfind(['.', '[']).map(|end| &path[..end]))
+    std::iter::successors(Some(path), |path| {
+        let end = if path.ends_with(']') { path.rfind('[') } else { path.rfind(['.', '[']) };
+        end.map(|end| &path[..end])
+    })
 }
 
 #[cfg(test)]

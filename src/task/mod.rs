@@ -13,8 +13,10 @@
 pub mod diagnostic;
 pub mod file;
 pub mod graph;
+pub mod list;
 mod node;
 mod number;
+pub mod resources;
 mod schema;
 pub mod source;
 pub mod spec;
@@ -23,7 +25,8 @@ pub mod validate;
 
 use std::fmt;
 
-pub use spec::{Graph, Logger, ProcessSpec, Resources, Rotate, TaskSpec};
+pub use resources::Resources;
+pub use spec::{Graph, Logger, ProcessSpec, Rotate, TaskSpec};
 pub use validate::Violation;
 
 /// Longest process name in bytes: `coordinator.` is prefixed to make a file name of at most 255.

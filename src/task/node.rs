@@ -508,7 +508,7 @@ fn offset(at: usize) -> u32 {
 
 fn too_large(place: (usize, usize)) -> Problem {
     let expected = format!("at most {MAX_VALUES} values and {MAX_TEXT} bytes of text");
-    whole(place, "with its aliases expanded, the file is too large", expected)
+    whole(place, "the file is too large, each alias counted as what it stands for", expected)
 }
 
 /// A problem of the file rather than of a field.

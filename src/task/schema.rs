@@ -59,8 +59,47 @@ pub(super) static CONSTRAINT: Schema = Schema { what: "a constraint", fields: &[
 
 pub(super) static RESOURCES: Schema = Schema {
     what: "resources",
-    fields: &[field("cpu"), field("ram"), field("disk"), with_default("gpu", "0")],
+    fields: &[
+        field("cpu"),
+        field("cpu_limit"),
+        field("ram"),
+        field("memory_high"),
+        field("memory_low"),
+        field("memory_min"),
+        field("swap"),
+        field("oom_group"),
+        field("pids"),
+        field("io"),
+        field("cpuset"),
+        field("hugetlb"),
+        field("cgroup"),
+        field("disk"),
+        with_default("gpu", "0"),
+    ],
 };
+
+pub(super) static CPU_LIMIT: Schema = Schema {
+    what: "a CPU limit",
+    fields: &[field("cpus"), with_default("period", "100ms"), with_default("burst", "0")],
+};
+
+pub(super) static IO: Schema =
+    Schema { what: "io", fields: &[with_default("weight", "100"), field("max")] };
+
+pub(super) static IO_MAX: Schema = Schema {
+    what: "a ceiling of a disk",
+    fields: &[
+        field("path"),
+        field("device"),
+        with_default("rbps", "max"),
+        with_default("wbps", "max"),
+        with_default("riops", "max"),
+        with_default("wiops", "max"),
+    ],
+};
+
+pub(super) static CPUSET: Schema =
+    Schema { what: "a cpuset", fields: &[field("cpus"), field("mems")] };
 
 pub(super) static LOGGER: Schema = Schema {
     what: "a logger",

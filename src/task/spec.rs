@@ -3,7 +3,7 @@
 use std::num::{NonZeroU32, NonZeroU64};
 use std::time::Duration;
 
-use super::ProcessName;
+use super::{ProcessName, Resources};
 
 /// Default of both `max_failures`: the first failure counts.
 pub const MAX_FAILURES: u32 = 1;
@@ -58,8 +58,8 @@ pub struct ProcessSpec {
     pub is_final: bool,
     /// Where its output goes; `None`: what the launch says.
     pub logger: Option<Logger>,
-    /// What a run may use.
-    pub resources: Option<Resources>,
+    /// What a run may use; in a box, since most have none.
+    pub resources: Option<Box<Resources>>,
 }
 
 impl ProcessSpec {
@@ -111,19 +111,6 @@ impl Default for Rotate {
     fn default() -> Self {
         Self { log_size: LOG_SIZE, backups: BACKUPS }
     }
-}
-
-/// What a task or a run may use; `None`: no limit.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Resources {
-    /// CPUs.
-    pub cpu: Option<f64>,
-    /// Bytes of memory.
-    pub ram: Option<u64>,
-    /// Bytes of disk.
-    pub disk: Option<u64>,
-    /// GPUs, at least 1.
-    pub gpu: Option<u32>,
 }
 
 /// The order of processes as edges between their indexes: a DAG.

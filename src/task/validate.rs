@@ -9,7 +9,8 @@ use std::num::{NonZeroU32, NonZeroU64};
 use std::time::Duration;
 
 use super::graph::Cycle;
-use super::spec::{self, FileMode, Graph, Logger, ProcessSpec, Resources, Rotate, TaskSpec};
+use super::resources::{self, Resources};
+use super::spec::{self, FileMode, Graph, Logger, ProcessSpec, Rotate, TaskSpec};
 use super::{NameError, ProcessName, check, quoted};
 use crate::proto;
 
@@ -17,14 +18,12 @@ use crate::proto;
 /// a few hundred bytes in every program that looks at the task.
 pub const MAX_PROCESSES: usize = 10_000;
 /// Most names in all `order` lists of a task together.
-pub const MAX_ORDER_NAMES: usize = 250_000;
+pub const MAX_ORDER_NAMES: usize = 150_000;
 /// Longest command line in bytes: with its final NUL it must fit `MAX_ARG_STRLEN`, 32 pages of
 /// 4 KiB, see execve(2).
 pub const MAX_CMDLINE_BYTES: usize = 131_071;
 /// Longest duration, about 31 years: the sum of any two fits every clock.
 pub const MAX_DURATION: Duration = Duration::from_secs(1_000_000_000);
-/// Least CPUs: 1 ms of each 100 ms, below which the kernel refuses to go (cgroup v2, `cpu.max`).
-pub const MIN_CPU: f64 = 0.01;
 /// Most violations that are listed.
 pub const MAX_VIOLATIONS: usize = 1000;
 
@@ -64,7 +63,7 @@ impl TaskSpec {
             name: self.name.clone(),
             processes: self.processes.iter().map(process_to_proto).collect(),
             constraints: constraints(&self.processes, &self.graph),
-            resources: self.resources.map(resources_to_proto),
+            resources: self.resources.as_ref().map(resources::to_proto),
             max_failures: Some(self.max_failures),
             max_concurrency: Some(self.max_concurrency),
             finalization_wait: Some(duration_to_proto(self.finalization_wait)),
@@ -92,7 +91,12 @@ pub(super) struct Violations {
 }
 
 impl Violations {
-    fn add(&mut self, field: fmt::Arguments<'_>, message: String, expected: impl Into<String>) {
+    pub(super) fn add(
+        &mut self,
+        field: fmt::Arguments<'_>,
+        message: String,
+        expected: impl Into<String>,
+    ) {
         if self.list.len() == MAX_VIOLATIONS {
             self.more += 1;
             return;
@@ -207,7 +211,7 @@ impl Checker {
             min_duration,
             is_final: process.r#final(),
             logger,
-            resources,
+            resources: resources.map(Box::new),
         })
     }
 
@@ -256,27 +260,7 @@ impl Checker {
         field: fmt::Arguments<'_>,
         resources: Option<&proto::Resources>,
     ) -> Option<Resources> {
-        let resources = resources?;
-        if let Some(cpu) = resources.cpu
-            && !(cpu.is_finite() && cpu >= MIN_CPU)
-        {
-            let expected = format!("at least {MIN_CPU}, or no such field for no limit");
-            self.violations.add(format_args!("{field}.cpu"), format!("{cpu} CPUs"), expected);
-        }
-        for (name, bytes) in
-            [("ram_bytes", resources.ram_bytes), ("disk_bytes", resources.disk_bytes)]
-        {
-            if bytes == Some(0) {
-                let expected = "at least 1, or no such field for no limit";
-                self.violations.add(format_args!("{field}.{name}"), "0 bytes".into(), expected);
-            }
-        }
-        Some(Resources {
-            cpu: resources.cpu,
-            ram: resources.ram_bytes,
-            disk: resources.disk_bytes,
-            gpu: resources.gpu.filter(|&count| count > 0),
-        })
+        resources.map(|resources| resources::check(resources, field, &mut self.violations))
     }
 
     fn logger(&mut self, index: usize, logger: &proto::Logger) -> Logger {
@@ -498,7 +482,7 @@ fn process_to_proto(process: &ProcessSpec) -> proto::Process {
         min_duration: Some(duration_to_proto(process.min_duration)),
         r#final: Some(process.is_final),
         logger: process.logger.map(logger_to_proto),
-        resources: process.resources.map(resources_to_proto),
+        resources: process.resources.as_deref().map(resources::to_proto),
     }
 }
 
@@ -518,15 +502,6 @@ pub(super) fn duration_to_proto(duration: Duration) -> pbjson_types::Duration {
     pbjson_types::Duration {
         seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
         nanos: duration.subsec_nanos().cast_signed(),
-    }
-}
-
-fn resources_to_proto(resources: Resources) -> proto::Resources {
-    proto::Resources {
-        cpu: resources.cpu,
-        ram_bytes: resources.ram,
-        disk_bytes: resources.disk,
-        gpu: resources.gpu,
     }
 }
 
@@ -717,6 +692,7 @@ mod tests {
             ram_bytes: Some(0),
             disk_bytes: Some(0),
             gpu: Some(1),
+            ..Default::default()
         });
         task.processes[0].resources =
             Some(proto::Resources { cpu: Some(-1.0), ..Default::default() });
@@ -931,7 +907,7 @@ mod tests {
             violations(&task),
             [
                 "processes: 10001 processes; expected at most 10000",
-                "constraints: 250001 names to order; expected at most 250000",
+                "constraints: 150001 names to order; expected at most 150000",
             ]
         );
     }
@@ -945,13 +921,6 @@ mod tests {
         let Violations { list, more } = validate(&task, Names::Complete).unwrap_err();
 
         assert_eq!((list.len(), more), (1000, 4000));
-    }
-
-    fn arbitrary_resources() -> impl Strategy<Value = Resources> {
-        let some = |strategy: std::ops::Range<u64>| prop::option::of(strategy);
-        (prop::option::of(0.01f64..1e6), some(1..u64::MAX), some(1..u64::MAX), some(1..9)).prop_map(
-            |(cpu, ram, disk, gpu)| Resources { cpu, ram, disk, gpu: gpu.map(|gpu| gpu as u32) },
-        )
     }
 
     fn arbitrary_logger() -> impl Strategy<Value = Logger> {
@@ -978,7 +947,7 @@ mod tests {
             flags in any::<[bool; 3]>(),
             min_duration in arbitrary_duration(),
             logger in prop::option::of(arbitrary_logger()),
-            resources in prop::option::of(arbitrary_resources()),
+            resources in prop::option::of(resources::tests::arbitrary()),
         ) -> ProcessSpec {
             ProcessSpec {
                 max_failures,
@@ -987,7 +956,7 @@ mod tests {
                 is_final: flags[2],
                 min_duration,
                 logger,
-                resources,
+                resources: resources.map(Box::new),
                 ..ProcessSpec::new(
                     ProcessName::new(name.replace('/', "_")).unwrap(),
                     cmdline.replace('\0', ""),
@@ -1000,7 +969,7 @@ mod tests {
         fn arbitrary_task()(
             mut processes in prop::collection::vec(arbitrary_process(), 0..8),
             wishes in prop::collection::vec((0usize..8, 0usize..8), 0..20),
-            resources in prop::option::of(arbitrary_resources()),
+            resources in prop::option::of(resources::tests::arbitrary()),
             (max_failures, max_concurrency) in any::<(u32, u32)>(),
             finalization_wait in arbitrary_duration(),
             user in prop::option::of("[a-z]{1,8}"),

@@ -395,6 +395,24 @@ fn after_a_boot_no_recorded_pid_is_touched() {
     assert!(survived, "the stranger was killed");
 }
 
+/// Attack 44: a coordinator's stream is not synced, and a power cut can leave its name without its bytes.
+#[test]
+fn a_process_whose_stream_a_power_cut_emptied_is_run_again() {
+    let scene = Scene::new();
+    let mut running = scene.spawn(&task([p("a", "[ -e ran ] || { touch ran; exec sleep 60; }")]));
+    running.wait_until_running("a", 0);
+    stop_the_machine(&scene);
+    drop(running);
+    boot_again(&scene, ProcessId::of(RawPid::this()).unwrap());
+    let (root, task) = (Root::new(scene.root()).unwrap(), TaskId::new(scene.id()).unwrap());
+    let stream = Identity::coordinator(task, ProcessName::new("a").unwrap());
+    fs::write(root.stream(&stream), "").unwrap();
+
+    let ended = scene.resume().finish();
+
+    ended.assert("SUCCESS", &[("a", "LS")]);
+}
+
 /// Ends all at once, as a power cut does.
 fn stop_the_machine(scene: &Scene) {
     let cgroup = scene.cgroup().unwrap();

@@ -2,6 +2,7 @@
 
 mod accounting;
 mod contained;
+mod limits;
 mod oom;
 mod smoke;
 mod unkillable;

@@ -11,6 +11,8 @@ mod disk;
 mod full;
 /// What only these tests stand on.
 mod machine;
+/// Before a power cut, and after it.
+mod power;
 /// What the tests of any host stand on too: [`support::Scene`] and what is done in one.
 #[path = "../../tests/it/support/mod.rs"]
 #[allow(dead_code, unused_imports, unused_macros, reason = "not all of it is of use here")]

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use crate::boots::BOOTS;
+use crate::boots;
 
 /// What to run.
 #[derive(Debug, PartialEq, Eq, Default)]
@@ -13,6 +13,8 @@ pub(crate) struct Arguments {
     pub(crate) filter: String,
     /// Name the tests, boot nothing.
     pub(crate) list: bool,
+    /// Chances of the power cuts are taken by this, and not by the clock.
+    pub(crate) seed: Option<u64>,
 }
 
 /// Why the command line makes no sense.
@@ -24,14 +26,16 @@ pub(crate) enum ArgumentsError {
     NoName,
     #[error("there is no boot {0:?}, but {names}", names = names())]
     NoBoot(String),
-    #[error("unknown option {0}; there are --boot NAME and --list")]
+    #[error("--seed needs a number below 2^64")]
+    NoSeed,
+    #[error("unknown option {0}; there are --boot NAME, --seed NUMBER and --list")]
     Unknown(String),
     #[error("one filter, not {0:?} and {1:?}")]
     Filters(String, String),
 }
 
 fn names() -> String {
-    BOOTS.iter().map(|boot| boot.name).collect::<Vec<_>>().join(", ")
+    boots::names().collect::<Vec<_>>().join(", ")
 }
 
 impl Arguments {
@@ -44,12 +48,16 @@ impl Arguments {
                 "--boot" => {
                     let name = given.next().ok_or(ArgumentsError::NoName)?;
                     let name = name.map_err(ArgumentsError::NoText)?;
-                    if !BOOTS.iter().any(|boot| boot.name == name) {
+                    if !boots::names().any(|boot| boot == name) {
                         return Err(ArgumentsError::NoBoot(name));
                     }
                     arguments.boots.push(name);
                 }
                 "--list" => arguments.list = true,
+                "--seed" => {
+                    let seed = given.next().and_then(Result::ok).and_then(|seed| seed.parse().ok());
+                    arguments.seed = Some(seed.ok_or(ArgumentsError::NoSeed)?);
+                }
                 option if option.starts_with('-') => {
                     return Err(ArgumentsError::Unknown(option.to_owned()));
                 }
@@ -65,6 +73,11 @@ impl Arguments {
     /// Whether a boot is wanted.
     pub(crate) fn wants(&self, boot: &str) -> bool {
         self.boots.is_empty() || self.boots.iter().any(|name| name == boot)
+    }
+
+    /// Whether a boot is wanted whose tests hang together.
+    pub(crate) fn wants_all_of(&self, boot: &str) -> bool {
+        self.wants(boot) && boot.contains(&self.filter)
     }
 }
 
@@ -91,11 +104,13 @@ mod tests {
     fn what_makes_no_sense_is_refused_by_name() {
         let refused = |words: &[&str]| parse(words).unwrap_err().to_string();
 
-        assert!(
-            refused(&["--boot", "full"]).starts_with(r#"there is no boot "full", but full-6.1,"#)
-        );
+        let unknown = refused(&["--boot", "full"]);
+        assert!(unknown.starts_with(r#"there is no boot "full", but "#), "{unknown}");
         assert!(refused(&["--boot"]).starts_with("--boot needs a name"));
-        assert_eq!(refused(&["-v"]), "unknown option -v; there are --boot NAME and --list");
+        assert_eq!(
+            refused(&["-v"]),
+            "unknown option -v; there are --boot NAME, --seed NUMBER and --list"
+        );
         assert_eq!(refused(&["a", "b"]), r#"one filter, not "a" and "b""#);
     }
 }

@@ -53,6 +53,11 @@ impl Selection {
         Self { suite: Suite::Guest, only, except: &[], deadline: Duration::from_secs(60) }
     }
 
+    /// Tests in `tests/it` of any host.
+    const fn it(except: &'static [&'static str]) -> Self {
+        Self { suite: Suite::It, only: &[""], except, deadline: Duration::from_secs(120) }
+    }
+
     /// Whether it has a test.
     pub(crate) fn has(&self, test: &str) -> bool {
         let begins = |prefixes: &[&str]| prefixes.iter().any(|prefix| test.starts_with(prefix));
@@ -66,7 +71,7 @@ pub(crate) const BOOTS: &[Boot] = &[
         name: "full-6.12",
         kernel: Series::V6_12,
         command_line: "cgroup_no_v1=all",
-        selections: &[Selection::guest(&["full::"])],
+        selections: &[Selection::guest(&["full::"]), Selection::it(&["docs::", "crash::points::"])],
     },
     Boot {
         name: "full-6.1",
@@ -75,6 +80,19 @@ pub(crate) const BOOTS: &[Boot] = &[
         selections: &[Selection::guest(&["full::"])],
     },
 ];
+
+/// The machine whose power is cut, and the one that looks at its disks: see `power`.
+pub(crate) const POWER_CUT: Boot = Boot {
+    name: "power-cut-6.12",
+    kernel: Series::V6_12,
+    command_line: "cgroup_no_v1=all",
+    selections: &[],
+};
+
+/// Names of all of them.
+pub(crate) fn names() -> impl Iterator<Item = &'static str> {
+    BOOTS.iter().chain([&POWER_CUT]).map(|boot| boot.name)
+}
 
 #[cfg(test)]
 mod tests {
@@ -93,10 +111,11 @@ mod tests {
 
     #[test]
     fn no_two_boots_have_one_name() {
-        let mut names: Vec<_> = BOOTS.iter().map(|boot| boot.name).collect();
+        let mut names: Vec<_> = names().collect();
+        let count = names.len();
         names.sort_unstable();
         names.dedup();
 
-        assert_eq!(names.len(), BOOTS.len());
+        assert_eq!(names.len(), count);
     }
 }

@@ -51,7 +51,7 @@ const PROGRAMS: [&str; 6] = [
 ];
 
 /// Modules that a guest needs beyond what is built in.
-const WANTED: [&str; 4] = ["loop", "virtio_blk", "virtio_console", "virtio_pci"];
+const WANTED: [&str; 4] = ["virtio_pci", "virtio_blk", "virtio_console", "loop"];
 
 /// Files of `/etc`, as on any host.
 const ETC: [(&str, &str); 5] = [

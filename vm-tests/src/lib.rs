@@ -9,6 +9,7 @@
 //!
 //! docs/vm-tests.md says how to add one.
 
+pub mod told;
 pub mod wire;
 
 /// Places in the guest that both sides know.

@@ -12,6 +12,7 @@ mod image;
 mod kernel;
 mod kvm;
 mod modules;
+mod power;
 mod qemu;
 mod report;
 mod session;

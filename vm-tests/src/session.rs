@@ -4,17 +4,18 @@ use std::collections::VecDeque;
 use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use vm_tests::wire::{Event, Order, Outcome};
 
 use crate::arguments::Arguments;
-use crate::boots::{BOOTS, Boot, Suite};
+use crate::boots::{BOOTS, Boot, POWER_CUT, Suite};
 use crate::build::{Built, Place};
 use crate::image::Image;
 use crate::kernel::Kernel;
 use crate::kvm::Kvm;
-use crate::qemu::{Accelerator, Hardware, Lost, Machine};
+use crate::power;
+use crate::qemu::{Accelerator, Drive, Hardware, Lost, Machine};
 use crate::report::Report;
 
 /// A machine that has not booted by then never will.
@@ -31,10 +32,10 @@ const BOOTS_AGAIN: usize = 3;
 
 /// A test that is to be run.
 #[derive(Debug, Clone)]
-struct Test {
-    suite: Suite,
-    name: String,
-    deadline: Duration,
+pub(crate) struct Test {
+    pub(crate) suite: Suite,
+    pub(crate) name: String,
+    pub(crate) deadline: Duration,
 }
 
 /// A boot, and what runs on it.
@@ -64,7 +65,14 @@ pub(crate) fn run_all(
     for (boot, tests) in plan {
         report.add(session.boot(boot, tests)?);
     }
+    let seed = arguments.seed.unwrap_or_else(clock);
+    report.add(power::run_all(&mut session, seed, |name| arguments.wants_all_of(name))?);
     Ok(report)
+}
+
+/// A seed that differs from run to run.
+fn clock() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs())
 }
 
 /// Which tests run on which boot.
@@ -86,19 +94,24 @@ fn plan(arguments: &Arguments, built: &Built) -> Result<Vec<Planned>, Box<dyn Er
             plan.push((boot, tests));
         }
     }
-    if plan.is_empty() {
+    if plan.is_empty() && !arguments.wants_all_of(POWER_CUT.name) {
         return Err(format!("no test has {:?} in its name", arguments.filter).into());
     }
     Ok(plan)
 }
 
 impl Test {
+    pub(crate) fn order(&self) -> Order {
+        let (suite, test) = (self.suite.name().to_owned(), self.name.clone());
+        Order::Run { suite, test, deadline: self.deadline }
+    }
+
     fn full_name(&self, boot: &Boot) -> String {
         format!("{}::{}::{}", boot.name, self.suite.name(), self.name)
     }
 }
 
-struct Session<'a> {
+pub(crate) struct Session<'a> {
     place: &'a Place,
     kernels: &'a [Kernel],
     image: Image,
@@ -112,16 +125,13 @@ impl Session<'_> {
     fn boot(&mut self, boot: &Boot, mut tests: VecDeque<Test>) -> Result<Report, Box<dyn Error>> {
         let start = Instant::now();
         let mut report = Report::default();
-        let kernel = self.kernels.iter().find(|kernel| kernel.series == boot.kernel);
-        let kernel = kernel.ok_or("a boot has a kernel that is not fetched")?;
-        let initrd = self.place.cache.join(format!("{}.cpio", boot.name));
-        fs::write(&initrd, self.image.clone().with_modules(kernel)?.archive())?;
+        let initrd = self.initrd(boot)?;
         for _ in 0..BOOTS_AGAIN {
             if tests.is_empty() {
                 break;
             }
             let begun = Instant::now();
-            let mut machine = self.machine(boot, kernel, &initrd)?;
+            let mut machine = self.machine(boot, &initrd, &[])?;
             println!("     booted in {:.1} s", begun.elapsed().as_secs_f64());
             drain(&mut machine, boot, &mut tests, &mut report);
         }
@@ -136,28 +146,59 @@ impl Session<'_> {
         Ok(report)
     }
 
+    /// Where things are kept.
+    pub(crate) fn cache(&self) -> &Path {
+        &self.place.cache
+    }
+
+    fn kernel(&self, boot: &Boot) -> Result<&Kernel, Box<dyn Error>> {
+        let kernel = self.kernels.iter().find(|kernel| kernel.series == boot.kernel);
+        Ok(kernel.ok_or("a boot has a kernel that is not fetched")?)
+    }
+
+    /// The first root of a boot.
+    pub(crate) fn initrd(&self, boot: &Boot) -> Result<PathBuf, Box<dyn Error>> {
+        let initrd = self.place.cache.join(format!("{}.cpio", boot.name));
+        fs::write(&initrd, self.image.clone().with_modules(self.kernel(boot)?)?.archive())?;
+        Ok(initrd)
+    }
+
     /// A machine that is ready.
-    fn machine(&mut self, boot: &Boot, kernel: &Kernel, initrd: &Path) -> Result<Machine, Lost> {
+    pub(crate) fn machine(
+        &mut self,
+        boot: &Boot,
+        initrd: &Path,
+        drives: &[Drive],
+    ) -> Result<Machine, Box<dyn Error>> {
+        let image = self.kernel(boot)?.image.clone();
         let start = |accelerator, patience| {
             let hardware = Hardware {
                 accelerator,
-                kernel: &kernel.image,
+                kernel: &image,
                 initrd,
                 command_line: boot.command_line,
+                drives,
                 log: self.log(boot),
             };
             let mut machine = Machine::start(&hardware)?;
             let release = machine.ready(patience)?;
             println!("\n== {}: Linux {release}, {accelerator:?}", boot.name);
-            Ok(machine)
+            Ok::<_, Lost>(machine)
+        };
+        let patiently = |accelerator| {
+            // Translated code loses races on a busy host that no processor loses: a kernel that patches itself, or that waits
+            // for its timer, then gives up. That says nothing about dewar, which has not run yet.
+            let mut tries = (0..BOOTS_AGAIN).map(|_| start(accelerator, BOOTS_WITHIN));
+            let last = tries.find(|tried| !matches!(tried, Err(Lost::Ended { .. })));
+            last.unwrap_or_else(|| start(accelerator, BOOTS_WITHIN))
         };
         match self.accelerator {
-            Some(accelerator) => start(accelerator, BOOTS_WITHIN),
+            Some(accelerator) => Ok(patiently(accelerator)?),
             None => {
                 let probed = self.kvm.probe(|| start(Accelerator::Kvm, PROBE_BOOTS_WITHIN));
                 let (accelerator, machine) = match probed {
                     Some(machine) => (Accelerator::Kvm, machine),
-                    None => (Accelerator::Tcg, start(Accelerator::Tcg, BOOTS_WITHIN)?),
+                    None => (Accelerator::Tcg, patiently(Accelerator::Tcg)?),
                 };
                 self.accelerator = Some(accelerator);
                 Ok(machine)
@@ -189,9 +230,9 @@ fn drain(machine: &mut Machine, boot: &Boot, tests: &mut VecDeque<Test>, report:
     let _ = machine.order(&Order::PowerOff);
 }
 
-fn run(machine: &mut Machine, test: &Test) -> Result<(Outcome, Duration, String), Lost> {
-    let (suite, name) = (test.suite.name().to_owned(), test.name.clone());
-    machine.order(&Order::Run { suite, test: name, deadline: test.deadline })?;
+/// Runs one test to its end.
+pub(crate) fn run(machine: &mut Machine, test: &Test) -> Result<(Outcome, Duration, String), Lost> {
+    machine.order(&test.order())?;
     match machine.event("the guest", test.deadline + TELLS_WITHIN)? {
         Event::Ended { outcome, took, output } => Ok((outcome, took, output)),
         Event::Ready { .. } => Err(Lost::Talk(std::io::ErrorKind::InvalidData.into())),

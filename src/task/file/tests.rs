@@ -3,8 +3,10 @@ use std::num::{NonZeroU32, NonZeroU64};
 use proptest::prelude::*;
 
 use super::*;
-use crate::task::spec::{FileMode, Graph, Logger, ProcessSpec, Resources, Rotate};
-use crate::task::{NAME_MAX, ProcessName, node};
+use crate::task::list::NumberList;
+use crate::task::resources::{self, CpuLimit, Cpuset, Device, Io, IoMax, IoTarget, NO_LIMIT};
+use crate::task::spec::{FileMode, Graph, Logger, ProcessSpec, Rotate};
+use crate::task::{NAME_MAX, ProcessName, Resources, node};
 
 fn bindings() -> Bindings {
     Bindings {
@@ -117,7 +119,7 @@ fn every_field_is_read() {
                 max_failures: 0,
                 ephemeral: true,
                 min_duration: Duration::from_millis(500),
-                resources: Some(Resources { ram: Some(1024), ..Resources::default() }),
+                resources: Some(Box::new(Resources { ram: Some(1024), ..Resources::default() })),
                 logger: Some(Logger { file: Some(FileMode::Rotate(rotate)), console: true }),
                 ..ProcessSpec::new(name("a"), "line 1\nline 2\n")
             },
@@ -130,6 +132,7 @@ fn every_field_is_read() {
             ram: Some(128 << 20),
             disk: Some(1 << 30),
             gpu: Some(1),
+            ..Resources::default()
         }),
         max_failures: 2,
         max_concurrency: 3,
@@ -217,7 +220,7 @@ fn a_value_of_the_wrong_kind_is_named_with_its_field() {
         ("resources: {cpu: .nan}", "resources.cpu: `.nan` is not a number"),
         ("resources: {cpu: 0}", "resources.cpu: 0 CPUs; expected at least 0.01"),
         ("resources: {disk: 0}", "resources.disk: 0 bytes; expected at least 1"),
-        ("resources: 5", "resources: `5`; expected resources: a mapping with cpu, ram, disk, gpu"),
+        ("resources: 5", "resources: `5`; expected resources: a mapping with cpu, cpu_limit, ram"),
         ("logger: {mode: fast}", "logger.mode: `fast` is not known; expected standard or rotate"),
         (
             "logger: {destination: disk}",
@@ -231,6 +234,214 @@ fn a_value_of_the_wrong_kind_is_named_with_its_field() {
     ] {
         let errors = found(fields);
         assert_eq!(errors.len(), 1, "{fields}: {errors:?}");
+        assert!(errors[0].contains(message), "{fields}: {errors:?}");
+    }
+}
+
+/// A task whose limits are `fields`, from column 13 of line 2 on.
+fn limited(fields: &str) -> String {
+    task(&format!("resources: {{{fields}}}"))
+}
+
+fn limits(fields: &str) -> Resources {
+    spec(&limited(fields)).resources.unwrap()
+}
+
+#[test]
+fn every_limit_is_read_in_its_units() {
+    let list = |text| NumberList::parse(text, 63).ok();
+    let found = limits(
+        "cpu: 1, cpu_limit: {cpus: 2, period: 50ms, burst: 5ms}, ram: 2MB, memory_high: 1MB, \
+         memory_low: 4KB, memory_min: 0, swap: 0, oom_group: true, pids: 0x10, \
+         io: {weight: 50, max: [{path: /, rbps: 10MB, wiops: 7}, {device: '8:0', wbps: max}]}, \
+         cpuset: {cpus: '0,2-3', mems: 0}, hugetlb: {2MB: 64MB, 1GB: max}, \
+         cgroup: {memory.zswap.max: 0, cpu.idle: '1'}",
+    );
+
+    let expected = Resources {
+        cpu: Some(1.0),
+        cpu_limit: Some(CpuLimit {
+            cpus: Some(2.0),
+            period: Duration::from_millis(50),
+            burst: Duration::from_millis(5),
+        }),
+        ram: Some(2 << 20),
+        memory_high: Some(1 << 20),
+        memory_low: Some(4096),
+        memory_min: Some(0),
+        swap: Some(0),
+        oom_group: Some(true),
+        pids: Some(16),
+        io: Io {
+            weight: Some(50),
+            max: vec![
+                IoMax {
+                    target: IoTarget::Path("/".into()),
+                    rbps: Some(10 << 20),
+                    wbps: None,
+                    riops: None,
+                    wiops: Some(7),
+                },
+                IoMax {
+                    target: IoTarget::Device(Device { major: 8, minor: 0 }),
+                    rbps: None,
+                    wbps: Some(NO_LIMIT),
+                    riops: None,
+                    wiops: None,
+                },
+            ],
+        },
+        cpuset: Cpuset { cpus: list("0,2-3"), mems: list("0") },
+        hugetlb: [("2MB".into(), 64 << 20), ("1GB".into(), NO_LIMIT)].into(),
+        cgroup: [("memory.zswap.max", "0"), ("cpu.idle", "1")]
+            .map(|(file, value)| (file.into(), value.into()))
+            .into(),
+        disk: None,
+        gpu: None,
+    };
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn a_cpu_limit_is_a_number_or_a_mapping_and_max_lifts_it() {
+    let limit = |cpus, millis| {
+        let period = Duration::from_millis(millis);
+        Some(CpuLimit { cpus, period, burst: Duration::ZERO })
+    };
+
+    assert_eq!(limits("cpu_limit: 0.5").cpu_limit, limit(Some(0.5), 100));
+    assert_eq!(limits("cpu_limit: max").cpu_limit, limit(None, 100));
+    assert_eq!(limits("cpu_limit: {cpus: max, period: 10ms}").cpu_limit, limit(None, 10));
+}
+
+#[test]
+fn max_is_no_limit_wherever_there_is_an_amount() {
+    let found = limits("ram: max, memory_high: max, memory_low: max, swap: max, pids: max");
+
+    let all = [found.ram, found.memory_high, found.memory_low, found.swap, found.pids];
+    assert_eq!(all, [Some(NO_LIMIT); 5]);
+}
+
+#[test]
+fn a_wrong_limit_is_shown_at_its_place() {
+    for (fields, place, message) in [
+        (
+            "cpu_limit: x",
+            13 + 11,
+            "resources.cpu_limit: `x` is not a number; expected a number of CPUs",
+        ),
+        ("cpu_limit: 0", 13 + 11, "resources.cpu_limit.cpus: 0 CPUs; expected 0.01 to 1000000"),
+        (
+            "cpu_limit: {period: 1s}",
+            13 + 11,
+            "resources.cpu_limit.cpus: a CPU limit without `cpus`",
+        ),
+        (
+            "cpu_limit: {cpus: 1, period: 2s}",
+            13 + 29,
+            "cpu_limit.period: 2000000 us; expected 1000 us to",
+        ),
+        (
+            "cpu_limit: {cpus: 1, bust: 1ms}",
+            13 + 21,
+            "cpu_limit.bust: unknown field `bust`; expected `burst`",
+        ),
+        (
+            "ram: 1MB, memory_high: 2MB",
+            13 + 23,
+            "memory_high: 2097152 bytes; expected at most `ram`",
+        ),
+        ("swap: -1", 13 + 6, "resources.swap: `-1` is negative; expected a number of bytes"),
+        ("swap: MAX", 13 + 6, "resources.swap: `MAX` is not a size; expected a number of bytes"),
+        ("pids: 0", 13 + 6, "resources.pids: 0; expected 1 to 4194304, or max"),
+        (
+            "pids: 1.5",
+            13 + 6,
+            "resources.pids: `1.5` is not a whole number; expected a whole number, or max",
+        ),
+        ("io: {weight: 0}", 13 + 13, "resources.io.weight: 0; expected 1 to 10000"),
+        ("io: {max: 5}", 13 + 10, "resources.io.max: `5`; expected a list"),
+        (
+            "io: {max: [5]}",
+            13 + 11,
+            "resources.io.max[0]: `5`; expected a ceiling of a disk: a mapping",
+        ),
+        (
+            "io: {max: [{path: /}]}",
+            13 + 11,
+            "resources.io.max[0]: limits nothing; expected at least one of",
+        ),
+        (
+            "io: {max: [{rbps: 1}]}",
+            13 + 11,
+            "resources.io.max[0]: names no disk; expected one of path, device",
+        ),
+        (
+            "io: {max: [{path: d, rbps: 1}]}",
+            13 + 18,
+            "max[0].path: `d` is not absolute; expected an absolute",
+        ),
+        (
+            "io: {max: [{device: sda, rbps: 1}]}",
+            13 + 20,
+            "max[0].device: `sda` is no device; expected two",
+        ),
+        (
+            "io: {max: [{path: /, device: '8:0', rbps: 1}]}",
+            13 + 29,
+            "resources.io.max[0].device: two names of a disk; expected one of path, device",
+        ),
+        (
+            "io: {max: [{path: /, rbps: 0}]}",
+            13 + 27,
+            "max[0].rbps: 0 a second; expected at least 1",
+        ),
+        (
+            "cpuset: {cpus: 3-1}",
+            13 + 15,
+            "cpuset.cpus: `3-1` has a range that ends before it begins",
+        ),
+        (
+            "cpuset: {mems: 1024}",
+            13 + 15,
+            "cpuset.mems: `1024` has a number above 1023; expected a list",
+        ),
+        (
+            "hugetlb: {2MB: 1MB, 3mb: 1}",
+            13 + 25,
+            "hugetlb[3mb]: `3mb` is no size of a page; expected a size",
+        ),
+        (
+            "hugetlb: {2MB: x}",
+            13 + 15,
+            "resources.hugetlb[2MB]: `x` is not a size; expected a number of",
+        ),
+        ("hugetlb: [2MB]", 13 + 9, "resources.hugetlb: a list; expected a mapping"),
+        (
+            "cgroup: {cgroup.procs: 1}",
+            13 + 23,
+            "cgroup[cgroup.procs]: `cgroup.procs` is no file of a contr",
+        ),
+        (
+            "cgroup: {pids.max: 1}",
+            13 + 19,
+            "cgroup[pids.max]: `pids.max` has a field of its own; expected `pids`",
+        ),
+        (
+            "cgroup: {misc.max: ''}",
+            13 + 19,
+            "resources.cgroup[misc.max]: is empty; expected one line",
+        ),
+        ("cgroup: {misc.max: [1]}", 13 + 19, "resources.cgroup[misc.max]: a list; expected a text"),
+        (
+            "cgroup: {misc.max: '{{x}}'}",
+            13 + 20,
+            "resources.cgroup[misc.max]: `{{x}}` is bound to nothing",
+        ),
+    ] {
+        let errors = errors(limited(fields));
+        assert_eq!(errors.len(), 1, "{fields}: {errors:?}");
+        assert!(errors[0].starts_with(&format!("2:{place} ")), "{fields}: {errors:?}");
         assert!(errors[0].contains(message), "{fields}: {errors:?}");
     }
 }
@@ -351,7 +562,8 @@ fn an_unknown_field_suggests_the_known_one_and_is_one_error() {
         [
             "3:3 processes[0].cmdlnie: unknown field `cmdlnie`; expected `cmdline`",
             "4:1 max-failure: unknown field `max-failure`; expected `max_failures`",
-            "5:13 resources.memory: unknown field `memory`; expected one of cpu, ram, disk, gpu",
+            "5:13 resources.memory: unknown field `memory`; expected one of cpu, cpu_limit, ram, memory_high, memory_low, memory_min, swap, \
+             oom_group, pids, io, cpuset, hugetlb, cgroup, disk, gpu",
         ]
     );
 }
@@ -665,7 +877,7 @@ fn bombs_are_refused_with_a_reason() {
     {
         laughs.push_str(&format!("{of}: &{of} [{}]\n", vec![format!("*{name}"); 10].join(",")));
     }
-    let expansion = "with its aliases expanded, the file is too large";
+    let expansion = "the file is too large, each alias counted as what it stands for";
     let processes = "- {name: p, cmdline: x}\n".repeat(MAX_PROCESSES + 1);
     let merges = format!("a: &a {{{}}}\nb: {{<<: [{}]}}", keys(2000), vec!["*a"; 2000].join(","));
     let text = format!("a: &a {}\nb: [{}]", "x".repeat(1 << 20), ["*a"; 9].join(","));
@@ -770,12 +982,33 @@ fn the_reference_states_every_limit_and_field() {
         format!("| length of a reference | {} bytes |", template::MAX_REFERENCE),
         format!("at most {} bytes, no NUL", validate::MAX_CMDLINE_BYTES),
         format!("at most {} s", validate::MAX_DURATION.as_secs()),
+        format!("of `cgroup`, each | {} |", resources::MAX_ENTRIES),
+        format!("in `cgroup` | {} bytes |", resources::MAX_RAW_BYTES),
+        format!("| `1` to `{}` | processes and threads", resources::MAX_PIDS),
+        format!(
+            "| `{}` to `{}` | CPUs, as a ceiling",
+            resources::MIN_CPU,
+            resources::MAX_CPU_LIMIT
+        ),
+        format!("| `{}` to `{}` | share of", resources::WEIGHTS[0], resources::WEIGHTS[1]),
+        format!("up to {} | the only CPUs", resources::MAX_CPU_NUMBER),
+        format!("up to {} | the only memory nodes", resources::MAX_NODE_NUMBER),
     ] {
         assert!(REFERENCE.contains(&row), "{row}");
     }
-    for schema in [&schema::TASK, &schema::PROCESS, &schema::RESOURCES, &schema::LOGGER] {
+    for (schema, prefix) in [
+        (&schema::TASK, ""),
+        (&schema::PROCESS, ""),
+        (&schema::RESOURCES, ""),
+        (&schema::CPU_LIMIT, "cpu_limit."),
+        (&schema::IO, "io."),
+        (&schema::IO_MAX, "io.max[]."),
+        (&schema::CPUSET, "cpuset."),
+        (&schema::LOGGER, ""),
+    ] {
         for field in schema.fields {
-            assert!(REFERENCE.contains(&format!("`{}", field.name)), "{}", field.name);
+            let name = format!("`{prefix}{}", field.name);
+            assert!(REFERENCE.contains(&name), "{name}");
         }
     }
 }
@@ -901,6 +1134,6 @@ proptest! {
         prop_assert_eq!(&plain, &spec(&source("'")));
         prop_assert_eq!(plain.processes[0].max_failures, failures);
         prop_assert_eq!(plain.processes[0].min_duration.as_secs(), u64::from(seconds));
-        prop_assert_eq!(plain.processes[0].resources.unwrap().ram, Some(bytes));
+        prop_assert_eq!(plain.processes[0].resources.as_ref().unwrap().ram, Some(bytes));
     }
 }

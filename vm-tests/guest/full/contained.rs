@@ -56,7 +56,7 @@ fn a_storm_of_forks_is_killed_and_every_orphan_is_reaped() {
 #[test]
 fn no_run_is_ever_outside_of_its_leaf() {
     const PROCESSES: u32 = 4;
-    const RUNS: u32 = 50;
+    const RUNS: u32 = 100;
     let scene = Scene::new();
     // The shell forks at once; both tell where they find themselves, without another program.
     let says = "says() { read -r line < /proc/$BASHPID/cgroup; echo \"$line\"; }; says & says; wait; exit 1";

@@ -1,9 +1,13 @@
 //! attack 28: what cannot be killed, and everything that can.
 
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
 use serde_json::Value;
 
 use crate::disk::Disk;
-use crate::support::{Scene, p, task};
+use crate::support::{Pid, Scene, p, task};
 
 /// Writes to a file system that is frozen, which no signal ends.
 fn writes(to: &std::path::Path) -> String {
@@ -12,6 +16,17 @@ fn writes(to: &std::path::Path) -> String {
 
 fn is_unkillable(event: &Value) -> bool {
     event["run"]["unkillable"].is_object()
+}
+
+/// Waits until a process is where no signal reaches it.
+#[track_caller]
+fn wait_for_state_d(pid: &Pid) {
+    let stat = format!("/proc/{}/stat", pid.number());
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !fs::read_to_string(&stat).unwrap().contains(") D ") {
+        assert!(Instant::now() < deadline, "{} does not get stuck", pid.number());
+        thread::sleep(Duration::from_millis(5));
+    }
 }
 
 #[test]
@@ -24,6 +39,7 @@ fn a_run_in_state_d_is_unkillable_at_the_deadline_and_is_resolved_when_it_goes()
     let mut running = scene.spawn(&task([stuck, p("other", "sleep 60")]));
     let (pid, _) = running.wait_until_running("stuck", 0);
     running.wait_until_running("other", 0);
+    wait_for_state_d(&pid);
 
     scene.kill(&["--wait", "0s"]);
     let told = running.wait_for(is_unkillable);
@@ -88,7 +104,8 @@ fn a_run_in_state_d_that_lost_its_coordinator_is_told_and_lost_when_it_goes() {
     mount.freeze();
     let a = p("a", writes(&scene.path("mount"))).max_failures(1);
     let mut running = scene.spawn(&task([a]));
-    let (_, coordinator) = running.wait_until_running("a", 0);
+    let (pid, coordinator) = running.wait_until_running("a", 0);
+    wait_for_state_d(&pid);
 
     coordinator.kill();
     let told = running.wait_for(is_unkillable);
@@ -115,7 +132,7 @@ fn whatever_else_does_not_run_dies_at_once() {
     let mut running = scene.spawn(&task([stopped, frozen]).with("finalization_wait", 0.1));
     running.wait_until_running("stopped", 0);
     running.wait_until_running("frozen", 0);
-    std::fs::write(scene.leaf("frozen.0").join("cgroup.freeze"), "1").unwrap();
+    fs::write(scene.leaf("frozen.0").join("cgroup.freeze"), "1").unwrap();
 
     scene.kill(&["--wait", "0.1s"]);
     let ended = running.finish();

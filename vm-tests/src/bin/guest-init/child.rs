@@ -77,7 +77,7 @@ pub(crate) fn run(
     let pid = Pid::from_raw(child.id().cast_signed());
     let end = wait(deaths, pid, start + deadline)?;
     let took = start.elapsed();
-    let output = String::from_utf8_lossy(&fs::read(OUTPUT)?).into_owned();
+    let output = shortened(&fs::read(OUTPUT)?);
     let outcome = match end {
         None => Outcome::Hung(dump::machine()),
         Some(WaitStatus::Exited(_, 0)) if output.contains("test result: ok. 1 passed") => {
@@ -87,7 +87,7 @@ pub(crate) fn run(
         Some(WaitStatus::Exited(_, status)) => Outcome::Failed(format!("exit status {status}")),
         Some(end) => Outcome::Failed(format!("{end:?}")),
     };
-    Ok(Ended { outcome, took, output: shortened(output) })
+    Ok(Ended { outcome, took, output })
 }
 
 /// `None` if it still runs at the deadline.
@@ -112,12 +112,14 @@ pub(crate) fn reap() -> Vec<WaitStatus> {
     .collect()
 }
 
-/// Beginning and end of a long output.
-fn shortened(output: String) -> String {
-    if output.len() <= 2 * TOLD {
-        return output;
+/// Beginning and end of a long output, as text.
+fn shortened(output: &[u8]) -> String {
+    let text = |bytes| String::from_utf8_lossy(bytes);
+    match output.len().checked_sub(2 * TOLD) {
+        None | Some(0) => text(output).into_owned(),
+        Some(left_out) => {
+            let (first, last) = (&output[..TOLD], &output[TOLD + left_out..]);
+            format!("{}\n[{left_out} bytes]\n{}", text(first), text(last))
+        }
     }
-    let (first, last) =
-        (output.floor_char_boundary(TOLD), output.ceil_char_boundary(output.len() - TOLD));
-    format!("{}\n[{} bytes]\n{}", &output[..first], last - first, &output[last..])
 }

@@ -67,12 +67,16 @@ impl Snapshot {
 pub(crate) fn clean(before: &Snapshot) {
     let deadline = Instant::now() + GRACE;
     while Instant::now() < deadline {
-        let left = processes::all().into_iter().filter(|process| {
-            !process.is_kernel && !before.0.contains(&line(process)) && process.state != 'Z'
+        let mut left = processes::all();
+        left.retain(|process| {
+            !process.is_kernel && process.state != 'Z' && !before.0.contains(&line(process))
         });
-        let ended = left.map(|process| kill(process.id(), Signal::SIGKILL)).count();
+        for process in &left {
+            // It may end by itself meanwhile.
+            let _ = kill(process.id(), Signal::SIGKILL);
+        }
         child::reap();
-        if ended == 0 {
+        if left.is_empty() {
             break;
         }
         thread::sleep(LOOK);

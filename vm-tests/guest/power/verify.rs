@@ -1,0 +1,81 @@
+//! A look at one disk after a power cut. Attack 44, invariant 1.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+use vm_tests::told::Told;
+
+use super::{Disk, dewar, is_over, status, text};
+
+/// A test for each disk that a machine may have.
+macro_rules! disks {
+    ($($name:ident: $serial:literal)*) => {
+        $(#[test] fn $name() { whatever_was_told_is_there_and_every_task_ends($serial) })*
+    };
+}
+
+disks! {
+    disk_00: "00" disk_01: "01" disk_02: "02" disk_03: "03" disk_04: "04" disk_05: "05"
+    disk_06: "06" disk_07: "07" disk_08: "08" disk_09: "09" disk_10: "10" disk_11: "11"
+    disk_12: "12" disk_13: "13" disk_14: "14" disk_15: "15" disk_16: "16" disk_17: "17"
+    disk_18: "18" disk_19: "19" disk_20: "20" disk_21: "21" disk_22: "22" disk_23: "23"
+}
+
+/// The tasks of a root by their ids.
+type Tasks = BTreeMap<String, Value>;
+
+fn whatever_was_told_is_there_and_every_task_ends(serial: &str) {
+    let disk = Disk::mount(serial);
+    let told = disk.told();
+    let found = tasks(&disk);
+    println!("{} told, {} tasks", told.len(), found.len());
+    for told in &told {
+        assert_is_there(told, &found);
+    }
+
+    for (task, view) in &found {
+        assert_ne!(view["state"], "TASK_STATE_CORRUPT", "{view:#}");
+        if !is_over(&text(&view["state"])) {
+            let resumed = dewar("resume", &disk.root()).arg(task).output().unwrap();
+            println!("{task} resumed: {}", String::from_utf8_lossy(&resumed.stderr));
+        }
+    }
+
+    let after = tasks(&disk);
+    assert_eq!(after.len(), found.len());
+    for told in &told {
+        assert_is_there(told, &after);
+        if let Told::Killed { task } = told {
+            assert_eq!(after[task]["state"], "TASK_STATE_KILLED", "{:#}", after[task]);
+        }
+    }
+    for view in after.values() {
+        assert!(is_over(&text(&view["state"])), "{view:#}");
+        for process in view["processes"].as_array().unwrap() {
+            for (number, run) in (0..).zip(process["runs"].as_array().unwrap()) {
+                assert_eq!(run["run"], number, "a run of each number: {view:#}");
+                assert!(is_over(&text(&run["state"])), "{view:#}");
+            }
+        }
+    }
+}
+
+fn tasks(disk: &Disk) -> Tasks {
+    status(&disk.root(), None).into_iter().map(|view| (text(&view["taskId"]), view)).collect()
+}
+
+#[track_caller]
+fn assert_is_there(told: &Told, tasks: &Tasks) {
+    let view = tasks.get(told.task()).unwrap_or_else(|| panic!("{told:?}: there is no such task"));
+    match told {
+        // Whether it was obeyed is seen when the task has ended.
+        Told::Accepted { .. } | Told::Killed { .. } => {}
+        Told::Ended { state, .. } => assert_eq!(view["state"], **state, "{told:?}: {view:#}"),
+        Told::Ran { process, run, state, .. } => {
+            let processes = view["processes"].as_array().unwrap();
+            let found = processes.iter().find(|found| found["name"] == **process);
+            let found = found.unwrap_or_else(|| panic!("{told:?}: {view:#}"));
+            assert_eq!(found["runs"][*run as usize]["state"], **state, "{told:?}: {view:#}");
+        }
+    }
+}
