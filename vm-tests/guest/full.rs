@@ -2,6 +2,7 @@
 
 mod accounting;
 mod contained;
+mod cost;
 mod limits;
 mod oom;
 mod smoke;

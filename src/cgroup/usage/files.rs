@@ -1,6 +1,6 @@
 //! The files of a sample, and what each of them fills in. Pure.
 
-use super::parse::{io_devices, keyed, micros, number, pressure};
+use super::parse::{all_keyed, io_devices, keyed, micros, number, pressure};
 use crate::proto::{
     CpuUsage, IoUsage, MemoryEvents, MemoryUsage, PidsUsage, PressureUsage, Sample,
 };
@@ -39,35 +39,30 @@ pub(super) fn finish(sample: &mut Sample) {
 }
 
 fn cpu_stat(to: &mut Sample, text: &[u8]) {
-    let time = |key| keyed(text, key).and_then(micros);
+    let [time, user, system, throttled] =
+        all_keyed(text, ["usage_usec", "user_usec", "system_usec", "throttled_usec"])
+            .map(|time| time.and_then(micros));
+    let [periods, throttled_periods] = all_keyed(text, ["nr_periods", "nr_throttled"]);
     to.cpu = Some(CpuUsage {
-        time: time("usage_usec"),
-        user_time: time("user_usec"),
-        system_time: time("system_usec"),
-        periods: keyed(text, "nr_periods"),
-        throttled_periods: keyed(text, "nr_throttled"),
-        throttled_time: time("throttled_usec"),
+        time,
+        user_time: user,
+        system_time: system,
+        periods,
+        throttled_periods,
+        throttled_time: throttled,
     });
 }
 
 fn memory_stat(to: &mut Sample, text: &[u8]) {
     let memory = memory(to);
-    memory.anon_bytes = keyed(text, "anon");
-    memory.file_bytes = keyed(text, "file");
-    memory.kernel_bytes = keyed(text, "kernel");
-    memory.inactive_file_bytes = keyed(text, "inactive_file");
+    [memory.anon_bytes, memory.file_bytes, memory.kernel_bytes, memory.inactive_file_bytes] =
+        all_keyed(text, ["anon", "file", "kernel", "inactive_file"]);
 }
 
-/// `memory.events`, or `memory.events.local`.
-pub(super) fn memory_events(text: &[u8]) -> MemoryEvents {
-    MemoryEvents {
-        low: keyed(text, "low"),
-        high: keyed(text, "high"),
-        max: keyed(text, "max"),
-        oom: keyed(text, "oom"),
-        oom_kill: keyed(text, "oom_kill"),
-        oom_group_kill: keyed(text, "oom_group_kill"),
-    }
+fn memory_events(text: &[u8]) -> MemoryEvents {
+    let [low, high, max, oom, oom_kill, oom_group_kill] =
+        all_keyed(text, ["low", "high", "max", "oom", "oom_kill", "oom_group_kill"]);
+    MemoryEvents { low, high, max, oom, oom_kill, oom_group_kill }
 }
 
 fn memory(sample: &mut Sample) -> &mut MemoryUsage {
