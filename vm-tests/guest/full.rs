@@ -3,6 +3,7 @@
 mod accounting;
 mod contained;
 mod cost;
+mod hosts;
 mod limits;
 mod oom;
 mod smoke;
