@@ -20,8 +20,11 @@ use dewar::task::{TaskId, TaskSpec};
 
 const DEWAR: &str = env!("CARGO_BIN_EXE_dewar");
 
+/// Measures a part, in a directory of its own files, and prints its rows.
+type Measure = fn(&Path);
+
 /// What is measured, by name.
-const PARTS: [(&str, fn(&Path)); 7] = [
+const PARTS: [(&str, Measure); 7] = [
     ("one", |dir| {
         one_process(dir);
         end_of_task(dir);
