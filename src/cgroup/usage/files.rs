@@ -30,6 +30,13 @@ pub(super) const FILES: [File; 18] = [
     ("io.pressure", |to, text| pressures(to).io = Some(pressure(text))),
 ];
 
+/// Takes the content of the file `name` into a sample.
+pub(super) fn take(sample: &mut Sample, name: &str, text: &[u8]) {
+    if let Some((_, take)) = FILES.iter().find(|(file, _)| *file == name) {
+        take(sample, text);
+    }
+}
+
 /// Fills in what follows from the files together, once all are taken.
 pub(super) fn finish(sample: &mut Sample) {
     if let Some(memory) = &mut sample.memory {
@@ -84,8 +91,8 @@ mod tests {
     fn sample(files: &[(&str, &str)]) -> Sample {
         let mut sample = Sample::default();
         for (name, text) in files {
-            let (_, take) = FILES.iter().find(|(file, _)| file == name).unwrap();
-            take(&mut sample, text.as_bytes());
+            assert!(FILES.iter().any(|(file, _)| file == name), "{name}");
+            take(&mut sample, name, text.as_bytes());
         }
         finish(&mut sample);
         sample
