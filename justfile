@@ -15,6 +15,7 @@ vm-test *ARGUMENTS:
 check:
     cargo fmt --check
     cargo clippy --workspace --all-targets -- -D warnings
+    cargo clippy -p vm-tests --test guest -- -D warnings
 
 # Both programs, as they are shipped: target/release/dewar and target/release/dewar-runner.
 build:

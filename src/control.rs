@@ -1,20 +1,21 @@
 //! Asking a live runner: the requests of `proto/dewar/v1/control.proto`, for the command line and the daemon.
+#![allow(clippy::disallowed_methods, reason = "waits for an answer")]
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use prost::Message;
 
-use crate::checkpoint::Root;
-use crate::proto::control_request::Request;
+use crate::checkpoint::{Identity, Root, lock};
+pub use crate::proto::control_request::Request;
 use crate::proto::{ControlReply, ControlRequest, Follow, KillTask};
-use crate::sys::socket;
+use crate::sys::{process, socket};
 use crate::task::TaskId;
 
 /// Why a runner could not be asked, or refused.
@@ -34,6 +35,22 @@ pub enum ControlError {
     /// The runner died before it answered; whether it recorded the request is not known.
     #[error("the runner of task {0} died before it answered")]
     Unanswered(TaskId),
+    /// It is recorded, and something of it is still to come.
+    #[error("task {task}: {what}")]
+    Unfinished {
+        /// The task.
+        task: TaskId,
+        /// What is so far.
+        what: String,
+    },
+    /// The runner lives and did not answer; it may do what was asked later.
+    #[error("the runner of task {task}{runner} has not answered for {} s; it may still do what was asked", PATIENCE.as_secs())]
+    Silent {
+        /// The task.
+        task: TaskId,
+        /// What is known of the runner.
+        runner: String,
+    },
     /// A call failed.
     #[error("ask the runner of task {task}")]
     Io {
@@ -45,22 +62,88 @@ pub enum ControlError {
     },
 }
 
+/// How long an answer is waited for. A runner answers within milliseconds, or as long as its disk takes to sync; one that
+/// waits for a task to stand still, within five seconds.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Asks for the end of a task, in `wait` at the latest; it is on disk when this returns.
 ///
 /// # Errors
 ///
 /// [`ControlError`].
 pub fn kill(root: &Root, task: &TaskId, wait: Duration, lost: bool) -> Result<(), ControlError> {
+    order(root, task, to_kill(wait, lost))
+}
+
+/// The request of [`kill`].
+pub fn to_kill(wait: Duration, lost: bool) -> Request {
     let wait_nanos = u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX);
-    let ours = ask(root, task, Request::Kill(KillTask { wait_nanos, lost }))?;
-    let mut answer = Vec::new();
-    let failed = |error| ControlError::Io { task: task.clone(), error };
-    UnixStream::from(ours).read_to_end(&mut answer).map_err(failed)?;
-    match ControlReply::decode_length_delimited(&answer[..]) {
-        Err(_) => Err(ControlError::Unanswered(task.clone())),
-        Ok(ControlReply { error }) if error.is_empty() => Ok(()),
-        Ok(ControlReply { error }) => Err(ControlError::Refused { task: task.clone(), why: error }),
+    Request::Kill(KillTask { wait_nanos, lost })
+}
+
+/// Asks the runner of a task to do something; that is on disk when this returns.
+///
+/// # Errors
+///
+/// [`ControlError`].
+pub fn order(root: &Root, task: &TaskId, request: Request) -> Result<(), ControlError> {
+    answer(root, task, ask(root, task, request)?)
+}
+
+/// Waits for the answer to a request that was sent along with the other end of `ours`.
+///
+/// # Errors
+///
+/// [`ControlError`].
+pub fn answer(root: &Root, task: &TaskId, ours: OwnedFd) -> Result<(), ControlError> {
+    let reply = match read_reply(UnixStream::from(ours), PATIENCE) {
+        Ok(reply) => reply,
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            return Err(silent(root, task));
+        }
+        Err(error) => return Err(ControlError::Io { task: task.clone(), error }),
+    };
+    let task = task.clone();
+    match reply {
+        None => Err(ControlError::Unanswered(task)),
+        Some(ControlReply { error: why, .. }) if !why.is_empty() => {
+            Err(ControlError::Refused { task, why })
+        }
+        Some(ControlReply { unfinished, .. }) if !unfinished.is_empty() => {
+            Err(ControlError::Unfinished { task, what: unfinished })
+        }
+        Some(_) => Ok(()),
     }
+}
+
+/// The answer; `None` if its sender died first, WouldBlock if it has not come within `patience`.
+fn read_reply(mut stream: UnixStream, patience: Duration) -> io::Result<Option<ControlReply>> {
+    let until = Instant::now() + patience;
+    let (mut answer, mut buffer) = (Vec::new(), [0; 4096]);
+    loop {
+        // A timeout of zero would be none (socket(7)).
+        let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(&mut buffer) {
+            Ok(0) => return Ok(None),
+            Ok(count) => answer.extend_from_slice(&buffer[..count]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+        if let Ok(reply) = ControlReply::decode_length_delimited(&answer[..]) {
+            return Ok(Some(reply));
+        }
+    }
+}
+
+/// What is known of a runner that does not answer.
+fn silent(root: &Root, task: &TaskId) -> ControlError {
+    let holder = lock::holder(root, &Identity::runner(task.clone())).ok().flatten();
+    let state = holder.and_then(|holder| holder.pid).map(|pid| match process::is_stopped(pid) {
+        true => format!(", pid {pid}, is stopped and"),
+        false => format!(", pid {pid},"),
+    });
+    ControlError::Silent { task: task.clone(), runner: state.unwrap_or_default() }
 }
 
 /// Follows a live runner: one byte can be read for each turn that recorded something, the first at once; the end comes
@@ -78,8 +161,10 @@ fn ask(root: &Root, task: &TaskId, request: Request) -> Result<OwnedFd, ControlE
     let bytes = ControlRequest { request: Some(request) }.encode_to_vec();
     let (ours, theirs) = socket::pair().map_err(failed)?;
     let (_dir, path) = short(&root.control(task)).map_err(|errno| failed(errno.into()))?;
-    match socket::send_to(&path, &bytes, theirs.as_fd()) {
+    match socket::send_to(&path, &bytes, theirs.as_fd(), PATIENCE) {
         Ok(()) => Ok(ours),
+        // Its queue is full: others have asked, and were not heard.
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(silent(root, task)),
         Err(error) => Err(match error.raw_os_error().map(Errno::from_raw) {
             Some(Errno::ENOENT | Errno::ECONNREFUSED) => ControlError::Absent(task.clone()),
             _ => failed(error),

@@ -69,6 +69,14 @@ failpoints! {
     RunnerDoom = "runner::doom",
     /// A run was killed.
     RunnerDoomed = "runner::doomed",
+    /// The task is recorded as paused; its cgroup is about to be frozen.
+    RunnerFreeze = "runner::freeze",
+    /// The cgroup was told to freeze; nobody was told.
+    RunnerFrozen = "runner::frozen",
+    /// The task is recorded as going on; its cgroup is about to be thawed.
+    RunnerThaw = "runner::thaw",
+    /// The cgroup was thawed; nobody was told.
+    RunnerThawed = "runner::thawed",
     /// A coordinator has died; its leaf is about to be killed.
     RunnerLost = "runner::lost",
     /// The leaf of a lost run is empty; LOST is not recorded.

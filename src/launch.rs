@@ -3,13 +3,15 @@
 
 use std::collections::BTreeSet;
 use std::ffi::CString;
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, PoisonError};
 
 use nix::errno::Errno;
+use prost::Message;
 
 use crate::cgroup::Base;
 use crate::checkpoint::tasks::{self, AcceptError};
@@ -18,9 +20,10 @@ use crate::checkpoint::{
     paths::RootError, sync_dir,
 };
 use crate::failpoint::{Failpoint, hit};
-use crate::proto::Launch;
 use crate::proto::record::Kind;
+use crate::proto::{ControlRequest, Launch};
 use crate::sys::exec::{Image, exit_now};
+use crate::sys::socket::Datagram;
 use crate::sys::{clock, clone, fds, fs, signal, socket};
 use crate::task::TaskId;
 
@@ -330,11 +333,71 @@ impl Waiting {
     ///
     /// [`LaunchError::Start`]: it is gone.
     pub fn go(self) -> Result<Started, LaunchError> {
-        match nix::unistd::write(&self.0.nudges, &[0]) {
+        match nix::unistd::write(&self.0.nudges, &[GO]) {
             Ok(_) => Ok(self.0),
             Err(errno) => Err(start_error("dewar-runner".into(), errno.into())),
         }
     }
+
+    /// Lets the runner go, with a request that it hears before it decides anything: it starts no run first that a kill would
+    /// forbid. Answered on the other end of `reply`.
+    ///
+    /// # Errors
+    ///
+    /// [`LaunchError::Start`]: it is gone.
+    pub fn go_with(
+        self,
+        request: &ControlRequest,
+        reply: BorrowedFd<'_>,
+    ) -> Result<Started, LaunchError> {
+        let request = request.encode_to_vec();
+        let length = u32::try_from(request.len()).unwrap_or(u32::MAX);
+        let bytes = [&[GO_WITH], &length.to_ne_bytes()[..], &request].concat();
+        let Started { pid, pidfd, nudges } = self.0;
+        let stream = UnixStream::from(nudges);
+        match socket::send(&stream, &bytes, reply) {
+            Ok(()) => Ok(Started { pid, pidfd, nudges: stream.into() }),
+            Err(error) => Err(start_error("dewar-runner".into(), error)),
+        }
+    }
+}
+
+/// First byte to a runner: it may begin.
+const GO: u8 = 0;
+
+/// First byte to a runner: it may begin, and hears a request first. Its length follows, 4 bytes, and the request; with the byte
+/// comes the descriptor for the answer.
+const GO_WITH: u8 = 1;
+
+/// What a runner is told before it begins.
+pub enum Word {
+    /// Its task is accepted.
+    Go,
+    /// The same, and there is a request.
+    GoWith(Datagram),
+}
+
+/// Waits for the word to go; `None` if none will come. The runner's end of [`Waiting`].
+///
+/// # Errors
+///
+/// That of recvmsg(2), read(2) or getsockopt(2).
+pub fn hear(follower: OwnedFd) -> io::Result<(OwnedFd, Option<Word>)> {
+    let stream = UnixStream::from(follower);
+    let mut first = [GO; 1];
+    let (count, fd) = socket::receive_some(&stream, &mut first)?;
+    let word = match (count, first) {
+        (0, _) => None,
+        (_, [GO_WITH]) => {
+            let mut length = [0; 4];
+            (&stream).read_exact(&mut length)?;
+            let mut bytes = Vec::new();
+            (&stream).take(u32::from_ne_bytes(length).into()).read_to_end(&mut bytes)?;
+            Some(Word::GoWith(Datagram { bytes, peer: socket::maker(&stream)?, fd }))
+        }
+        _ => Some(Word::Go),
+    };
+    Ok((stream.into(), word))
 }
 
 /// A runner that was started.
@@ -346,20 +409,6 @@ pub struct Started {
     pub pidfd: OwnedFd,
     /// One byte comes for each turn that recorded something; at its end the runner is gone.
     pub nudges: OwnedFd,
-}
-
-/// Starts a runner for `task`, which is accepted.
-///
-/// # Errors
-///
-/// [`LaunchError::Start`].
-pub fn start_runner(
-    root: &Root,
-    task: &TaskId,
-    base: Option<&Base>,
-    console: Console,
-) -> Result<Started, LaunchError> {
-    prepare_runner(root, task, base, console)?.go()
 }
 
 /// Starts a runner for `task`, in its own session and, where there are cgroups, born in the supervisor's. The program is

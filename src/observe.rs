@@ -55,13 +55,13 @@ impl ObserveError {
 const BATCH: usize = 4096;
 
 /// Whether somebody who is told of `record` must be able to rely on it.
-fn tells_of_an_end(record: &Record) -> bool {
+fn must_last(record: &Record) -> bool {
     match &record.kind {
         Some(Kind::Task(task)) => {
             !matches!(task.state(), TaskState::Active | TaskState::Cleaning | TaskState::Finalizing)
         }
         Some(Kind::Run(run)) => matches!(run.state, Some(Step::Ended(_))),
-        Some(Kind::Kill(_)) => true,
+        Some(Kind::Kill(_) | Kind::Paused(_) | Kind::Resumed(_)) => true,
         _ => false,
     }
 }
@@ -123,7 +123,7 @@ impl Observed {
                 return Ok(());
             }
             // What is among the finished ones was synced before it was moved there.
-            if batch.iter().any(|(_, record)| tells_of_an_end(record)) && !self.finished.exists() {
+            if batch.iter().any(|(_, record)| must_last(record)) && !self.finished.exists() {
                 self.reader.sync()?;
             }
             for (offset, record) in batch {
@@ -334,7 +334,7 @@ pub(crate) mod tests {
     #[test]
     fn ends_and_requests_for_them_are_synced_before_they_are_told() {
         use crate::proto::{KillRequest, RunEnded, RunRunning, RunTransition, TaskTransition};
-        let told = |kind| tells_of_an_end(&Record { kind: Some(kind), ..Record::default() });
+        let told = |kind| must_last(&Record { kind: Some(kind), ..Record::default() });
         let entered = |state: TaskState| Kind::Task(TaskTransition { state: state.into() });
         let run = |state| Kind::Run(RunTransition { state: Some(state), ..Default::default() });
 
@@ -343,6 +343,7 @@ pub(crate) mod tests {
         }
         assert!(told(run(Step::Ended(RunEnded::default()))));
         assert!(told(Kind::Kill(KillRequest::default())));
+        assert!(told(Kind::Paused(Default::default())) && told(Kind::Resumed(Default::default())));
 
         for phase in [TaskState::Active, TaskState::Cleaning, TaskState::Finalizing] {
             assert!(!told(entered(phase)), "{phase:?}");

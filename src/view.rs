@@ -11,8 +11,8 @@ use nix::sys::signal::Signal;
 use pbjson_types::Duration;
 
 use crate::proto::{
-    self, Containment, KillView, Launch, ProcessView, RunView, TaskStateEntry, TaskView, Timestamp,
-    Usage,
+    self, Containment, KillView, Launch, PauseView, ProcessView, RunView, TaskStateEntry, TaskView,
+    Timestamp, Usage,
 };
 use crate::state::{
     ApplyError, Event, Outcome, Phase, Process, RecordError, Run, RunEnd, RunState, RunStep,
@@ -220,6 +220,7 @@ pub fn task_view(launch: &Launch, state: &TaskState, runner_pid: Option<i32>) ->
         containment: containment(launch).to_owned(),
         dropped_bytes: Some(state.dropped_bytes()).filter(|&bytes| bytes > 0),
         usage: task_usage(state),
+        paused_since: state.pause().map(|pause| time(pause.since)),
         rounded: launch.rounded.clone(),
     }
 }
@@ -259,6 +260,8 @@ pub fn event_view(launch: &Launch, state: &TaskState, applied: &Applied) -> Opti
             let wait = nanos(deadline.saturating_sub(applied.at.boot));
             view.kill = Some(KillView { lost, by_uid, wait: Some(wait) });
         }
+        &Event::Paused { by_uid, .. } => view.pause = Some(PauseView { paused: true, by_uid }),
+        &Event::Resumed { by_uid, .. } => view.pause = Some(PauseView { paused: false, by_uid }),
         Event::Led(_) | Event::Terminated { .. } | Event::Doomed { .. } | Event::Used(_) => {
             return None;
         }

@@ -1,16 +1,16 @@
 //! The runner of one task. Started by `dewar`, not by people: `dewar-runner ROOT TASK [CGROUP_BASE]`.
 //!
-//! From descriptor 3 it reads one byte before it begins: the task is accepted. Then it writes one there for each turn that
+//! From descriptor 3 it reads a byte before it begins: the task is accepted; perhaps a first request comes with it. Then it writes one there for each turn that
 //! recorded something.
 //!
 //! Exit status: 0 the task is over; 2 bad use; 5 another runner holds the task, or it cannot be run here; 70 a defect.
 
 use std::ffi::OsString;
-use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 
 use dewar::causes::chain;
 use dewar::failpoint::Failpoint;
+use dewar::launch::{FOLLOWER, Word, hear};
 use dewar::runner::{Options, Runner, RunnerError};
 use dewar::sys::fds::inherited;
 use dewar::task::TaskId;
@@ -30,15 +30,19 @@ fn main() -> ExitCode {
         Some(Ok(task)) => task,
         _ => return usage("TASK is no task id"),
     };
-    let follower = inherited(dewar::launch::FOLLOWER);
-    if !may_go(follower.as_ref()) {
-        return ExitCode::SUCCESS;
-    }
+    let (follower, first) = match inherited(FOLLOWER).map(hear) {
+        // Started without descriptor 3, it may go.
+        None => (None, None),
+        Some(Ok((follower, Some(Word::Go)))) => (Some(follower), None),
+        Some(Ok((follower, Some(Word::GoWith(first))))) => (Some(follower), Some(first)),
+        Some(Ok((_, None)) | Err(_)) => return ExitCode::SUCCESS,
+    };
     match Runner::run(Options {
         root: root.into(),
         task: task.clone(),
         cgroup_base: base,
         follower,
+        first,
     }) {
         Ok(_) => ExitCode::SUCCESS,
         Err(error) => {
@@ -46,11 +50,6 @@ fn main() -> ExitCode {
             ExitCode::from(status(&error))
         }
     }
-}
-
-/// Whether whoever started us says that the task is accepted. Started without descriptor 3, it is.
-fn may_go(follower: Option<&OwnedFd>) -> bool {
-    follower.is_none_or(|follower| nix::unistd::read(follower, &mut [0]) == Ok(1))
 }
 
 fn usage(why: &str) -> ExitCode {

@@ -27,15 +27,16 @@
 //! # Files
 //!
 //! `host` reads mounts and our own cgroup (pure); `base` finds and prepares `<base>`; `task` makes
-//! tasks and leaves; `group` kills, signals, watches and removes any of them; `controllers` and
-//! `limits` enable and enforce, which `trial` tries out beforehand; `usage` reads what was used, `above`
-//! whose limit was hit, `stuck` what does not die; `dir` is the only file access.
+//! tasks and leaves; `group` kills, signals, watches and removes any of them, `freezer` makes it stand
+//! still; `controllers` and `limits` enable and enforce, which `trial` tries out beforehand; `usage` reads
+//! what was used, `above` whose limit was hit, `stuck` what does not die; `dir` is the only file access.
 #![allow(clippy::disallowed_methods, reason = "cgroups are files of the kernel")]
 
 mod above;
 mod base;
 mod controllers;
 mod dir;
+mod freezer;
 mod group;
 mod host;
 mod limits;

@@ -39,6 +39,10 @@ pub(super) enum Command {
     Resume(Resume),
     /// End tasks.
     Kill(Kill),
+    /// Freeze tasks: nothing of them runs, and no time passes for them.
+    Pause(Pause),
+    /// Let paused tasks go on.
+    ResumePaused(ResumePaused),
     /// Tell what is known of tasks.
     Status(Status),
     /// Tell what tasks use.
@@ -204,6 +208,47 @@ pub(super) struct Kill {
     /// End it now, as LOST instead of KILLED [default: no]
     #[arg(long, conflicts_with = "wait")]
     pub(super) lost: bool,
+}
+
+const PAUSE_EXAMPLES: &str = "\
+Examples:
+  dewar pause web-20260801-093000.123456    freeze one task
+  dewar pause 'web-.*'                      freeze every web task
+
+While a task is paused, no run is started, and no deadline and no min_duration goes on; runs can still be killed from
+outside. The task stays paused whatever becomes of its runner, also across a boot, until resume-paused, or until kill,
+which lets it go on so that it can end. Returns when everything stands still; a task that is paused stays so.";
+
+/// `dewar pause`.
+#[derive(Debug, Args)]
+#[command(after_help = PAUSE_EXAMPLES)]
+pub(super) struct Pause {
+    /// Patterns of task ids
+    #[arg(value_name = "REGEX", required = true)]
+    pub(super) patterns: Vec<String>,
+
+    /// Where the tasks of this node are kept.
+    #[command(flatten)]
+    pub(super) root: RootArg,
+}
+
+const RESUME_PAUSED_EXAMPLES: &str = "\
+Example:
+  dewar resume-paused 'web-.*'              let every web task go on
+
+Deadlines and delays are later by the length of the pause. A task that is not paused goes on as it did.";
+
+/// `dewar resume-paused`.
+#[derive(Debug, Args)]
+#[command(after_help = RESUME_PAUSED_EXAMPLES)]
+pub(super) struct ResumePaused {
+    /// Patterns of task ids
+    #[arg(value_name = "REGEX", required = true)]
+    pub(super) patterns: Vec<String>,
+
+    /// Where the tasks of this node are kept.
+    #[command(flatten)]
+    pub(super) root: RootArg,
 }
 
 const STATUS_EXAMPLES: &str = "\

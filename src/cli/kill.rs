@@ -4,13 +4,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::args::Kill;
-use super::failure::{Failure, status};
-use super::out::Out;
-use super::pattern::Patterns;
-use super::{place, runner, words};
+use super::failure::Failure;
+use super::{each, runner, words};
 use crate::cgroup::TaskCgroup;
 use crate::checkpoint::Root;
-use crate::checkpoint::paths::Place;
 use crate::observe::Observed;
 use crate::task::TaskId;
 
@@ -20,34 +17,7 @@ use crate::task::TaskId;
 ///
 /// [`Failure`]; one task that cannot be asked keeps no other from being asked.
 pub(super) fn run(args: &Kill) -> Result<u8, Failure> {
-    let patterns = Patterns::new(&args.patterns)?;
-    let root = place::root(&args.root)?;
-    let mut matched = root.list(Place::Active)?;
-    matched.retain(|id| patterns.matches(id));
-    if matched.is_empty() {
-        return Err(Failure::NothingMatched(nothing(&root, &patterns)?));
-    }
-    let mut out = Out::default();
-    let mut exit = status::SUCCESS;
-    for id in matched {
-        match kill(&root, &id, args) {
-            Ok(()) => out.write(format!("{id}\n"))?,
-            Err(failure) => {
-                eprintln!("dewar: {}: {failure}", words::name(id.as_str()));
-                exit = failure.status();
-            }
-        }
-    }
-    Ok(exit)
-}
-
-fn nothing(root: &Root, patterns: &Patterns) -> Result<String, Failure> {
-    let over = root.list(Place::Finished)?.iter().filter(|id| patterns.matches(id)).count();
-    let dir = root.path().display();
-    Ok(match over {
-        0 => format!("no such task in {dir}"),
-        over => format!("no such task is active in {dir}; {over} of that name have ended"),
-    })
+    each::active(&args.patterns, &args.root, |root, id| kill(root, id, args))
 }
 
 fn kill(root: &Root, id: &TaskId, args: &Kill) -> Result<(), Failure> {

@@ -6,7 +6,7 @@
 //! |---|---|
 //! | `args.rs` | what may be asked for, and what does `--help` say? |
 //! | `failure.rs` | which exit status means what? |
-//! | `file.rs`, `place.rs`, `pattern.rs` | which task, in which root? |
+//! | `file.rs`, `place.rs`, `pattern.rs`, `each.rs` | which task, in which root? |
 //! | `runner.rs`, `follow.rs` | how is a runner started, asked, and followed? |
 //! | `printer.rs`, `progress.rs` | what is printed while a task runs? |
 //! | `report.rs`, `words.rs`, `table.rs`, `json.rs`, `task_file.rs` | how are states, ends, usages and tasks said? |
@@ -17,6 +17,7 @@
 #![allow(clippy::disallowed_methods, reason = "talks to people, files and runners")]
 
 mod args;
+mod each;
 mod failure;
 mod file;
 mod follow;
@@ -25,6 +26,7 @@ mod json;
 mod kill;
 mod out;
 mod pattern;
+mod pause;
 mod place;
 mod printer;
 mod progress;
@@ -75,6 +77,8 @@ fn dispatch(command: &Command) -> Result<u8, Failure> {
         Command::Run(args) => run::run(args),
         Command::Resume(args) => run::resume(args),
         Command::Kill(args) => kill::run(args),
+        Command::Pause(args) => pause::pause(args),
+        Command::ResumePaused(args) => pause::resume(args),
         Command::Status(args) => status::run(args),
         Command::Stats(args) => stats::run(args),
         Command::Tail(args) => tail::run(args),

@@ -84,6 +84,9 @@ fn headline(launch: &Launch, state: &TaskState, frame: Frame) -> String {
     line.push(&words::name(&launch.task_id), |text| text.into());
     line.push("  ", |text| text.into());
     line.push(words::task_state(phase), |text| frame.style.task(phase, text));
+    if state.pause().is_some() {
+        line.push(" paused", |text| text.into());
+    }
     let of = state.processes().len();
     line.push(&format!("  {settled} of {of} done"), |text| text.into());
     if let Some(time) = began.and_then(|began| since(began, frame.now)) {

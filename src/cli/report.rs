@@ -16,6 +16,9 @@ pub(super) fn event(event: &Event, style: Style) -> Option<String> {
         run_event(event.process.as_deref().unwrap_or_default(), run, style)?
     } else if let Some(kill) = &event.kill {
         kill_event(kill)
+    } else if let Some(pause) = &event.pause {
+        let what = if pause.paused { "paused" } else { "resumed" };
+        format!("{what} by uid {}", pause.by_uid)
     } else {
         let state = event.task_state();
         let word = style.task(state, words::task_state(state)).into_owned();

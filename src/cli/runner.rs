@@ -1,7 +1,6 @@
 //! Runners, as commands need them: one that lives is followed or asked; where none does, one is started.
 
 use std::ffi::OsString;
-use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -11,15 +10,18 @@ use super::failure::{Failure, status};
 use super::words;
 use crate::cgroup::{self, Base, FindError};
 use crate::checkpoint::Root;
-use crate::control::{self, ControlError};
-use crate::launch::{self, Console, LaunchError, Started};
+use crate::control::{self, ControlError, Request};
+use crate::launch::{self, Console, LaunchError, Started, Waiting};
 use crate::observe::{self, Observed};
-use crate::proto::{Containment, Launch};
+use crate::proto::{Containment, ControlRequest, Launch};
 use crate::sys::pidfd::{self, Exit};
+use crate::sys::socket;
 use crate::task::TaskId;
 
 /// Pause between two tries to reach a runner that holds its task and does not listen yet.
 const PAUSE: Duration = Duration::from_millis(2);
+/// Times that a runner is started to hear a request.
+const STARTS: u32 = 3;
 /// Tries, a few seconds in all.
 const TRIES: u32 = 1500;
 
@@ -57,16 +59,31 @@ pub(super) fn follow(root: &Root, id: &TaskId, console: Console) -> Result<Follo
 ///
 /// [`Failure::Unavailable`].
 pub(super) fn kill(root: &Root, id: &TaskId, wait: Duration, lost: bool) -> Result<(), Failure> {
-    let ask = || reach(root, id, || control::kill(root, id, wait, lost));
-    let answer = match ask() {
-        Err(ControlError::Absent(_)) => {
-            let started = start(root, id, Console::Log)?;
-            // It has led its first turn, or is gone: either way there is something to be asked or told.
-            let _ = std::fs::File::from(started.nudges).read(&mut [0]);
-            ask()
+    order(root, id, &control::to_kill(wait, lost))
+}
+
+/// Asks the runner of a task to do something, or one that is started for it and hears it first of all.
+///
+/// # Errors
+///
+/// [`Failure::Unavailable`].
+pub(super) fn order(root: &Root, id: &TaskId, request: &Request) -> Result<(), Failure> {
+    let mut answer = Err(ControlError::Absent(id.clone()));
+    for _ in 0..STARTS {
+        answer = reach(root, id, || control::order(root, id, *request));
+        if !matches!(answer, Err(ControlError::Absent(_))) {
+            break;
         }
-        answer => answer,
-    };
+        let (ours, theirs) = socket::pair().map_err(|error| Failure::unavailable(&error))?;
+        let request = ControlRequest { request: Some(*request) };
+        prepare(root, id, Console::Log)?.go_with(&request, theirs.as_fd())?;
+        drop(theirs);
+        answer = control::answer(root, id, ours);
+        // Another runner was faster, say: that one is asked then.
+        if !matches!(answer, Err(ControlError::Unanswered(_))) {
+            break;
+        }
+    }
     answer.map_err(|error| Failure::unavailable(&error))
 }
 
@@ -90,6 +107,11 @@ fn reach<T>(
 }
 
 fn start(root: &Root, id: &TaskId, console: Console) -> Result<Followed, Failure> {
+    Ok(prepare(root, id, console)?.go()?.into())
+}
+
+/// Starts a runner, in the base that the task was run in before; it waits for the word to go.
+fn prepare(root: &Root, id: &TaskId, console: Console) -> Result<Waiting, Failure> {
     let mut observed = Observed::open(root, id)?;
     observed.advance(|_, _| {})?;
     let Some(replay) = observed.replay() else {
@@ -97,7 +119,7 @@ fn start(root: &Root, id: &TaskId, console: Console) -> Result<Followed, Failure
     };
     let cgroup = replay.state().leader().and_then(|leader| leader.cgroup.as_deref());
     let base = base_of(replay.launch(), cgroup)?;
-    Ok(launch::start_runner(root, id, base.as_ref(), console)?.into())
+    Ok(launch::prepare_runner(root, id, base.as_ref(), console)?)
 }
 
 /// The base that a task was run in before, if it can still be had; else the one that is found here.

@@ -98,11 +98,17 @@ fn row(view: &TaskView, now: Timestamp) -> [String; 5] {
     let done = view.processes.iter().filter(|process| is_done(process)).count();
     [
         words::name(&view.task_id),
-        words::task_state(view.state()).to_owned(),
+        state(view),
         since.map(|since| words::span(words::between(since, now))).unwrap_or_default(),
         format!("{done}/{}", view.processes.len()),
         view.runner_pid.map(|pid| pid.to_string()).unwrap_or_else(|| "-".to_owned()),
     ]
+}
+
+/// The state, and whether the task stands still in it.
+fn state(view: &TaskView) -> String {
+    let state = words::task_state(view.state());
+    if view.paused_since.is_some() { format!("{state} paused") } else { state.to_owned() }
 }
 
 /// Whether a process has succeeded, or ended where nobody waits for it.
@@ -151,6 +157,7 @@ fn facts(view: &TaskView) -> Vec<(&'static str, String)> {
         ("logs", view.log_dir.clone()),
         ("ports", ports.join(", ")),
         ("states", history.join(", ")),
+        ("paused since", view.paused_since.map(words::clock).unwrap_or_default()),
         ("not enforced on this host", view.unenforced.join(", ")),
         ("used", view.usage.as_ref().map(words::usage).unwrap_or_default()),
         ("rounded by the kernel", view.rounded.join(", ")),

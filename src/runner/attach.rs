@@ -40,7 +40,7 @@ pub(super) const UNKNOWN_BACKSTOP: u64 = 100_000_000;
 impl Runner {
     /// Takes the lead of the task: locks and replays its stream.
     pub(super) fn lead(options: Options) -> Result<Self, RunnerError> {
-        let Options { root, task, cgroup_base, follower } = options;
+        let Options { root, task, cgroup_base, follower, first: _ } = options;
         let descriptors = fds::raise_limit().map_err(doing("raise the limit of descriptors"))?;
         process::forget_children().map_err(doing("ignore SIGCHLD"))?;
         let root = Root::new(root)?;
@@ -94,6 +94,8 @@ impl Runner {
             retries: Vec::new(),
             stalled: None,
             replies: Vec::new(),
+            pausing: Vec::new(),
+            resuming: false,
             sync_due: false,
             news: false,
             recheck: None,
@@ -129,7 +131,7 @@ impl Runner {
             self.live.insert(process, Live { run, ..Live::default() });
             self.attach_run(process)?;
         }
-        Ok(())
+        self.attach_pause()
     }
 
     /// Finds out what becomes of a live run whose coordinator is not known.

@@ -10,7 +10,7 @@ use prost::Message;
 
 use crate::proto::control_request::Request;
 use crate::proto::{ControlReply, ControlRequest, KillTask};
-use crate::sys::socket::{self, Peer};
+use crate::sys::socket::{self, Datagram, Peer};
 
 /// The receiving end of a task's control socket.
 pub(super) struct Control {
@@ -21,6 +21,10 @@ pub(super) struct Control {
 pub(super) enum Asked {
     /// The end of the task; answered once it is on disk.
     Kill { wait: Duration, lost: bool, by: Peer, reply: Reply },
+    /// That the task stands still; answered once it does and that is on disk.
+    Pause { by: Peer, reply: Reply },
+    /// That the task goes on; answered once it does and that is on disk.
+    Resume { by: Peer, reply: Reply },
     /// To be nudged through this descriptor.
     Follow(Follower),
 }
@@ -38,21 +42,33 @@ impl Control {
     /// The next request that makes sense; senseless ones are answered and dropped.
     pub(super) fn next(&self) -> io::Result<Option<Asked>> {
         while let Some(datagram) = socket::receive(self.socket.as_fd())? {
-            let Some(fd) = datagram.fd else { continue };
-            let request = ControlRequest::decode(&datagram.bytes[..]).ok();
-            match request.and_then(|request| request.request) {
-                Some(Request::Kill(KillTask { wait_nanos, lost })) => {
-                    let wait = Duration::from_nanos(wait_nanos);
-                    let reply = Reply(UnixStream::from(fd));
-                    return Ok(Some(Asked::Kill { wait, lost, by: datagram.peer, reply }));
-                }
-                Some(Request::Follow(_)) => {
-                    return Ok(Some(Asked::Follow(Follower::new(fd))));
-                }
-                None => Reply(UnixStream::from(fd)).send("the runner does not know this request"),
+            if let Some(asked) = understand(datagram) {
+                return Ok(Some(asked));
             }
         }
         Ok(None)
+    }
+}
+
+/// What a datagram asks. One that makes no sense is answered; one that nobody waits for is none.
+pub(super) fn understand(datagram: Datagram) -> Option<Asked> {
+    let Datagram { bytes, peer: by, fd } = datagram;
+    let fd = fd?;
+    let request = ControlRequest::decode(&bytes[..]).ok().and_then(|request| request.request);
+    if matches!(request, Some(Request::Follow(_))) {
+        return Some(Asked::Follow(Follower::new(fd)));
+    }
+    let reply = Reply(UnixStream::from(fd));
+    match request {
+        Some(Request::Kill(KillTask { wait_nanos, lost })) => {
+            Some(Asked::Kill { wait: Duration::from_nanos(wait_nanos), lost, by, reply })
+        }
+        Some(Request::Pause(_)) => Some(Asked::Pause { by, reply }),
+        Some(Request::Resume(_)) => Some(Asked::Resume { by, reply }),
+        Some(Request::Follow(_)) | None => {
+            reply.send("the runner does not know this request");
+            None
+        }
     }
 }
 
@@ -67,8 +83,16 @@ pub(super) struct Reply(UnixStream);
 
 impl Reply {
     /// Answers; an empty `error` says that it was done. Who does not listen any more misses it.
-    pub(super) fn send(mut self, error: &str) {
-        let reply = ControlReply { error: error.to_owned() };
+    pub(super) fn send(self, error: &str) {
+        self.answer(ControlReply { error: error.to_owned(), ..ControlReply::default() });
+    }
+
+    /// Answers that it is on disk, and what of it is still to come.
+    pub(super) fn send_unfinished(self, what: &str) {
+        self.answer(ControlReply { unfinished: what.to_owned(), ..ControlReply::default() });
+    }
+
+    fn answer(mut self, reply: ControlReply) {
         // A frame of its own length, so that an empty message is told from a closed socket.
         let _ = self.0.set_nonblocking(true);
         let _ = self.0.write_all(&reply.encode_length_delimited_to_vec());

@@ -10,10 +10,12 @@
 //! | `control.rs` | what may be asked of it? |
 //! | `attach.rs` | how does it take over, and learn what coordinators recorded? |
 //! | `perform.rs` | how is each effect done? |
+//! | `pause.rs` | how does the task stand still, and go on? |
 #![allow(clippy::disallowed_methods, reason = "performs effects")]
 
 mod attach;
 mod control;
+mod pause;
 mod perform;
 mod sources;
 
@@ -35,9 +37,10 @@ use crate::failpoint::{Failpoint, hit};
 use crate::proto::{Launch, Usage, VerdictReason};
 use crate::state::{Effect, Event, Phase, Stamp, TaskState, plan, wake};
 use crate::sys::clock;
-use crate::sys::socket::Peer;
+use crate::sys::socket::{Datagram, Peer};
 use crate::task::{ProcessName, TaskId};
 use control::{Asked, Control, Follower, Reply};
+use pause::Pausing;
 use perform::Act;
 use sources::{Sources, Wake};
 
@@ -65,6 +68,8 @@ pub struct Options {
     pub cgroup_base: Option<PathBuf>,
     /// Where each turn that recorded something is announced with one byte.
     pub follower: Option<OwnedFd>,
+    /// A request that is heard before anything is decided.
+    pub first: Option<Datagram>,
 }
 
 /// Why a runner could not go on. The task is not lost by it: another runner goes on from the checkpoint.
@@ -208,6 +213,10 @@ pub struct Runner {
     stalled: Option<(u64, Duration)>,
     /// Answers to requests that are recorded and not yet on disk.
     replies: Vec<Reply>,
+    /// Answers to those who wait for the task to stand still, or to go on.
+    pausing: Vec<Pausing>,
+    /// A pause has ended, and what waited for that is still to be done.
+    resuming: bool,
     /// Whether what was flushed must be synced before anyone is told.
     sync_due: bool,
     /// Whether followers are to be told.
@@ -226,9 +235,13 @@ impl Runner {
     /// # Errors
     ///
     /// [`RunnerError`]: the task goes on without a runner, and another one may take over.
-    pub fn run(options: Options) -> Result<Phase, RunnerError> {
+    pub fn run(mut options: Options) -> Result<Phase, RunnerError> {
+        let first = options.first.take().and_then(control::understand);
         let mut runner = Self::lead(options)?;
         runner.attach()?;
+        if let Some(asked) = first {
+            runner.take(asked)?;
+        }
         loop {
             runner.turn()?;
             if let Some(end) = runner.finished()? {
@@ -246,6 +259,7 @@ impl Runner {
                 return Ok(());
             }
             self.collect_empty()?;
+            self.answer_pausing()?;
             self.due_retries();
             let effects = plan(&self.state, clock::boot_nanos());
             let mut decided = false;
@@ -359,7 +373,9 @@ impl Runner {
         let stalled = self.stalled.map(|(until, _)| until);
         let planned = wake(&self.state).filter(|_| stalled.is_none());
         let retries = self.retries.iter().map(|&(at, _)| at);
-        let backstops = self.starting.iter().filter_map(|process| self.live.get(process)?.backstop);
+        let is_paused = self.state.pause().is_some();
+        let starting = self.starting.iter().filter(|_| !is_paused);
+        let backstops = starting.filter_map(|process| self.live.get(process)?.backstop);
         let deaths = self.live.values().filter_map(|live| Some(live.death?.0));
         let until = stalled
             .into_iter()
@@ -384,17 +400,30 @@ impl Runner {
 
     fn take_requests(&mut self) -> Result<(), RunnerError> {
         while let Some(asked) = self.control.next().map_err(doing("read the control socket"))? {
-            match asked {
-                Asked::Kill { reply, .. } if self.is_over() => reply.send("the task is over"),
-                Asked::Kill { wait, lost, by, reply } => {
-                    self.request_kill(wait, lost, by)?;
-                    self.replies.push(reply);
-                }
-                Asked::Follow(mut follower) => {
-                    // What happened before it came is news to it.
-                    if follower.nudge() {
-                        self.followers.push(follower);
-                    }
+            self.take(asked)?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, asked: Asked) -> Result<(), RunnerError> {
+        match asked {
+            Asked::Kill { reply, .. }
+            | Asked::Pause { reply, .. }
+            | Asked::Resume { reply, .. }
+                if self.is_over() =>
+            {
+                reply.send("the task is over");
+            }
+            Asked::Kill { wait, lost, by, reply } => {
+                self.request_kill(wait, lost, by)?;
+                self.replies.push(reply);
+            }
+            Asked::Pause { by, reply } => self.pause(by, reply)?,
+            Asked::Resume { by, reply } => self.resume(by, reply)?,
+            Asked::Follow(mut follower) => {
+                // What happened before it came is news to it.
+                if follower.nudge() {
+                    self.followers.push(follower);
                 }
             }
         }
@@ -426,8 +455,12 @@ impl Runner {
         let wait = if lost { 0 } else { u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX) };
         let deadline = at.boot.saturating_add(wait);
         let event = Event::KillRequested { deadline, lost, by_uid: by.uid, by_pid: by.pid };
+        let was_paused = self.state.pause().is_some();
         self.record(event, at)?;
         self.sync_due = true;
+        if was_paused {
+            self.go_on();
+        }
         Ok(())
     }
 

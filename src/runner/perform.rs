@@ -26,6 +26,8 @@ pub(super) enum Act {
     Launch(u32),
     /// This process' live run is killed.
     Doom(u32),
+    /// The task's cgroup is frozen, or thawed, as the state says.
+    Freezer,
 }
 
 /// What came of starting a coordinator.
@@ -59,7 +61,7 @@ const RESERVE: u64 = 4096;
 const RUN_RESERVE: u64 = 1024;
 
 /// Time that a doomed run gets to come from FORKED to RUNNING, where it can be killed as a whole.
-const DOOM_BACKSTOP: u64 = 5_000_000_000;
+pub(super) const DOOM_BACKSTOP: u64 = 5_000_000_000;
 
 /// Pauses between two looks at a cgroup that is being emptied: the kernel's notification of a young cgroup may be
 /// late (it is limited to one per 10 ms and file).
@@ -73,6 +75,7 @@ impl Runner {
         match act {
             Act::Launch(process) => self.launch(process),
             Act::Doom(process) => self.doom(process),
+            Act::Freezer => self.set_freezer(),
         }
     }
 
@@ -87,7 +90,12 @@ impl Runner {
         let Some((_, run)) = self.state.processes()[process as usize].live_run() else {
             return Ok(());
         };
-        if run.state != RunState::Waiting {
+        let is_known = self.live.get(&process).is_some_and(|live| live.coordinator.is_some());
+        if run.state != RunState::Waiting || is_known {
+            return Ok(());
+        }
+        // The end of the pause looks for it anew.
+        if self.state.pause().is_some() {
             return Ok(());
         }
         if run.doomed.is_some() || self.state.phase() == Some(Phase::Cleaning) {
@@ -409,7 +417,7 @@ impl Runner {
     }
 
     /// Looks again soon at what is being emptied.
-    fn look_again(&mut self) {
+    pub(super) fn look_again(&mut self) {
         self.recheck_pause = (self.recheck_pause * 2).clamp(*RECHECK.start(), *RECHECK.end());
         self.recheck = Some(clock::boot_nanos() + self.recheck_pause);
     }
@@ -444,7 +452,12 @@ impl Runner {
     }
 
     /// A coordinator that has not recorded its next step in time is killed; one that is not known is looked for.
+    ///
+    /// Nobody is late in a paused task: a run that was about to start is frozen where it was born.
     pub(super) fn check_backstops(&mut self) -> Result<(), RunnerError> {
+        if self.state.pause().is_some() {
+            return Ok(());
+        }
         let now = clock::boot_nanos();
         let late: Vec<u32> = self
             .starting

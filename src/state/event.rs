@@ -42,6 +42,20 @@ pub enum Event {
         /// Process id of who asked, for display.
         by_pid: i32,
     },
+    /// The task stands still from here on.
+    Paused {
+        /// User id of who asked.
+        by_uid: u32,
+        /// Process id of who asked, for display.
+        by_pid: i32,
+    },
+    /// A paused task goes on.
+    Resumed {
+        /// User id of who asked.
+        by_uid: u32,
+        /// Process id of who asked, for display.
+        by_pid: i32,
+    },
     /// SIGTERM was sent to a run.
     Terminated {
         /// Index of the process.

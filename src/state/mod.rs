@@ -27,4 +27,4 @@ pub use event::{Event, KillStage, Outcome, ProcessId, RunEnd, RunStep, Stamp};
 pub use plan::{Effect, plan, wake};
 pub use process::{Process, Run, RunState, Settled};
 pub use record::RecordError;
-pub use task::{ApplyError, Kill, Leader, Phase, TaskState};
+pub use task::{ApplyError, Kill, Leader, Pause, Phase, TaskState};

@@ -42,6 +42,8 @@ pub enum Effect {
 /// first of all: whether the task is over is looked at before anything is launched (D3).
 pub fn plan(state: &TaskState, now: u64) -> Vec<Effect> {
     match state.phase() {
+        // A paused task does not move: not to its end either, be it that all its runs have ended.
+        Some(_) if state.pause().is_some() => Vec::new(),
         None => vec![Effect::Enter(Phase::Active)],
         Some(Phase::Active) => active(state, now),
         Some(Phase::Cleaning) => cleaning(state, now),
@@ -56,6 +58,7 @@ pub fn plan(state: &TaskState, now: u64) -> Vec<Effect> {
 /// A deadline that has had its effect is no such time: runs that are being killed end with an event.
 pub fn wake(state: &TaskState) -> Option<u64> {
     match state.phase()? {
+        _ if state.pause().is_some() => None,
         Phase::Active => next_launch(state, &state.regular),
         Phase::Cleaning => pending_deadline(state),
         Phase::Finalizing => {

@@ -57,6 +57,10 @@ impl Event {
                 by_uid: kill.by_uid,
                 by_pid: kill.by_pid,
             },
+            Kind::Paused(paused) => Self::Paused { by_uid: paused.by_uid, by_pid: paused.by_pid },
+            Kind::Resumed(resumed) => {
+                Self::Resumed { by_uid: resumed.by_uid, by_pid: resumed.by_pid }
+            }
             Kind::Terminated(sent) => Self::Terminated { process: sent.process, run: sent.run },
             Kind::Doomed(doomed) => {
                 Self::Doomed { process: doomed.process, run: doomed.run, stage: doomed.stage() }
@@ -93,6 +97,8 @@ impl Event {
                     by_pid,
                 })
             }
+            &Self::Paused { by_uid, by_pid } => Kind::Paused(proto::Paused { by_uid, by_pid }),
+            &Self::Resumed { by_uid, by_pid } => Kind::Resumed(proto::Resumed { by_uid, by_pid }),
             &Self::Terminated { process, run } => {
                 Kind::Terminated(proto::Terminated { process, run })
             }

@@ -55,6 +55,15 @@ pub struct Kill {
     pub lost: bool,
 }
 
+/// A pause that has not ended. While it lasts, no time passes for the task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pause {
+    /// When it began; its boot time is 0 once the machine was booted anew.
+    pub since: Stamp,
+    /// User id of who asked for it.
+    pub by_uid: u32,
+}
+
 /// Why an event could not follow the ones before it.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ApplyError {
@@ -108,6 +117,15 @@ pub enum ApplyError {
         /// Live runs.
         live: usize,
     },
+    /// A task is paused once, and resumed once.
+    #[error("{}", if *.is_paused { "pauses a task that is paused" } else { "resumes a task that is not paused" })]
+    IllegalPause {
+        /// Whether the task is paused.
+        is_paused: bool,
+    },
+    /// A paused task enters no phase.
+    #[error("enters {0:?} while the task is paused")]
+    PhaseWhilePaused(Phase),
     /// Nothing happens to a task that is over.
     #[error("follows the end of the task, {0:?}")]
     AfterEnd(Phase),
@@ -154,6 +172,7 @@ pub struct TaskState {
     kill: Option<Kill>,
     deadline: Option<u64>,
     usage: Option<Box<Usage>>,
+    pause: Option<Pause>,
     processes: Vec<Process>,
     live: BTreeSet<u32>,
     pub(super) regular: Plan,
@@ -174,6 +193,7 @@ impl TaskState {
             kill: None,
             deadline: None,
             usage: None,
+            pause: None,
             processes: vec![Process::default(); spec.processes.len()],
             live: BTreeSet::new(),
             regular: Plan::default(),
@@ -231,6 +251,11 @@ impl TaskState {
     /// What it used in all, as its cgroup accounted for it; `None` before its end, and where that was not read.
     pub fn usage(&self) -> Option<&Usage> {
         self.usage.as_deref()
+    }
+
+    /// The pause that it is in. Deadlines are then as they were when it began.
+    pub fn pause(&self) -> Option<Pause> {
+        self.pause
     }
 
     /// Its processes, in declared order.
@@ -340,8 +365,18 @@ impl TaskState {
             Event::Run { process, run, step } => self.step(*process, *run, step, at)?,
             // T50: no time is left to a task that is declared lost.
             &Event::KillRequested { deadline, lost, .. } => {
+                // It is to end, so it has to move: SIGTERM is to be heard, and finalizers are to run.
+                self.go_on(at);
                 self.request_kill(if lost { deadline.min(at.boot) } else { deadline }, lost);
             }
+            &Event::Paused { by_uid, .. } => match self.pause {
+                None => self.pause = Some(Pause { since: at, by_uid }),
+                Some(_) => return Err(ApplyError::IllegalPause { is_paused: true }),
+            },
+            Event::Resumed { .. } => match self.pause {
+                Some(_) => self.go_on(at),
+                None => return Err(ApplyError::IllegalPause { is_paused: false }),
+            },
             &Event::Terminated { process, run } => {
                 let run = self.live_run_mut(process, run, "Terminated")?;
                 run.terminated = true;
@@ -378,6 +413,9 @@ impl TaskState {
             return;
         }
         self.deadline = self.deadline.map(|_| 0);
+        if let Some(pause) = &mut self.pause {
+            pause.since.boot = 0;
+        }
         if let Some(kill) = &mut self.kill {
             kill.deadline = 0;
         }
@@ -387,7 +425,34 @@ impl TaskState {
         }
     }
 
+    /// Ends the pause, if there is one: whatever has a time is later by the length of it.
+    fn go_on(&mut self, at: Stamp) {
+        let Some(pause) = self.pause.take() else { return };
+        let length = at.boot.saturating_sub(pause.since.boot);
+        let later = |time: u64| time.saturating_add(length);
+        self.deadline = self.deadline.map(later);
+        if let Some(kill) = &mut self.kill {
+            kill.deadline = later(kill.deadline);
+        }
+        for plan in [&mut self.regular, &mut self.finalizing] {
+            let delayed = std::mem::take(&mut plan.delayed);
+            plan.delayed = delayed.into_iter().map(|(time, of)| (later(time), of)).collect();
+            for &(time, process) in &plan.delayed {
+                self.processes[process as usize].not_before = time;
+            }
+        }
+    }
+
+    /// The boot time of `at` as the task lives through it: it stands still while the task is paused.
+    fn lived(&self, at: Stamp) -> u64 {
+        self.pause.map_or(at.boot, |pause| at.boot.min(pause.since.boot))
+    }
+
     fn enter(&mut self, to: Phase, at: Stamp) -> Result<(), ApplyError> {
+        // What nobody can have asked to pause becomes ACTIVE first of all.
+        if self.pause.is_some() && to != Phase::Active {
+            return Err(ApplyError::PhaseWhilePaused(to));
+        }
         let live = self.live.len();
         let legal = match (self.phase, to) {
             (None, Phase::Active) | (Some(Phase::Active), Phase::Cleaning) => true,
@@ -483,10 +548,13 @@ impl TaskState {
             Some(Phase::Finalizing) => is_final,
             _ => false,
         };
-        let not_before = of.not_before;
+        let (not_before, paused) = (of.not_before, self.pause.is_some());
         let plan = if is_final { &mut self.finalizing } else { &mut self.regular };
         if !may {
             return Err(self.illegal_start(process, run, "its plan is not being run"));
+        }
+        if paused {
+            return Err(self.illegal_start(process, run, "the task is paused"));
         }
         if !plan.ready.remove(&process) && !plan.delayed.remove(&(not_before, process)) {
             let why = "it is running, settled, or waits for another process";
@@ -504,10 +572,10 @@ impl TaskState {
         self.plan_of_mut(process).running -= 1;
         let spec = &self.spec.processes[process as usize];
         let (daemon, ephemeral, limit) = (spec.daemon, spec.ephemeral, spec.max_failures);
-        let wait = nanos(spec.min_duration);
+        let (wait, lived) = (nanos(spec.min_duration), self.lived(at));
         let of = &mut self.processes[process as usize];
         let state = of.runs.last().expect("a run has just ended").state;
-        let not_before = if at.boot == 0 { 0 } else { at.boot.saturating_add(wait) };
+        let not_before = if at.boot == 0 { 0 } else { lived.saturating_add(wait) };
         of.not_before = not_before;
         let settled = match state {
             RunState::Success => {

@@ -73,6 +73,13 @@ pub fn own_id() -> io::Result<ProcessId> {
     Ok(ProcessId { pid, start_ticks })
 }
 
+/// Whether process `pid` is stopped by a signal or a debugger; false also if there is none.
+pub fn is_stopped(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // Field 3, after the name in parentheses, which may hold anything (proc_pid_stat(5)).
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['T', 't']))
+}
+
 /// Sends SIGKILL to every child of this process but `spared`; returns how many others there are.
 ///
 /// A child that was not waited for keeps its number, so no stranger is hit.

@@ -16,6 +16,7 @@ mod identity;
 mod logs;
 mod order;
 mod outcomes;
+mod pause;
 mod recover;
 mod support;
 mod terminal;

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use vm_tests::place::{MODULES, SUITES};
+use vm_tests::place::{ENTER, MODULES, SUITES};
 
 use crate::boots::Suite;
 use crate::build::{BuildError, Built, Place};
@@ -153,6 +153,16 @@ impl Image {
         {
             self.file(&format!("{MODULES}/{number:02}-{}.ko", module.name), 0o644, module.content);
         }
+        Ok(self)
+    }
+
+    /// Adds the Debian of `archive`, which the guest enters once its modules are loaded.
+    pub(crate) fn with_debian(mut self, archive: &Path, built: &Built) -> Result<Self, ImageError> {
+        self.file("/debian.tar", 0o600, read(archive)?);
+        let programs = [built.program("dewar")?, built.program("dewar-runner")?];
+        let programs = programs.map(|program| program.display().to_string()).join(" ");
+        let script = format!("programs=({programs})\n{}", include_str!("enter-debian.sh"));
+        self.file(ENTER, 0o755, script.into_bytes());
         Ok(self)
     }
 

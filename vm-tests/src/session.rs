@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use vm_tests::wire::{Event, Order, Outcome};
 
 use crate::arguments::Arguments;
-use crate::boots::{BOOTS, Boot, POWER_CUT, Suite};
+use crate::boots::{BOOTS, Boot, POWER_CUT, Root, Suite};
 use crate::build::{Built, Place};
 use crate::image::Image;
 use crate::kernel::Kernel;
@@ -19,7 +19,7 @@ use crate::qemu::{Accelerator, Drive, Hardware, Lost, Machine};
 use crate::report::Report;
 
 /// A machine that has not booted by then never will.
-const BOOTS_WITHIN: Duration = Duration::from_secs(120);
+const BOOTS_WITHIN: Duration = Duration::from_secs(300);
 
 /// The same where the host's processor runs it: then it takes a second, or for ever.
 const PROBE_BOOTS_WITHIN: Duration = Duration::from_secs(5);
@@ -41,27 +41,28 @@ pub(crate) struct Test {
 /// A boot, and what runs on it.
 type Planned = (&'static Boot, VecDeque<Test>);
 
+/// Prints the names of the tests that are asked for.
+pub(crate) fn list(arguments: &Arguments, built: &Built) -> Result<(), Box<dyn Error>> {
+    for (boot, tests) in plan(arguments, built)? {
+        tests.iter().for_each(|test| println!("{}", test.full_name(boot)));
+    }
+    Ok(())
+}
+
 /// Runs whatever is asked for.
 pub(crate) fn run_all(
     arguments: &Arguments,
     place: &Place,
     kernels: &[Kernel],
+    debian: &Path,
     built: &Built,
 ) -> Result<Report, Box<dyn Error>> {
     let plan = plan(arguments, built)?;
     let mut report = Report::default();
-    if arguments.list {
-        for (boot, test) in
-            plan.iter().flat_map(|(boot, tests)| tests.iter().map(move |test| (boot, test)))
-        {
-            println!("{}", test.full_name(boot));
-        }
-        return Ok(report);
-    }
     fs::create_dir_all(place.cache.join("logs"))?;
     let image = Image::base(place, built)?;
     let kvm = Kvm::new(&place.cache);
-    let mut session = Session { place, kernels, image, kvm, accelerator: None };
+    let mut session = Session { place, kernels, debian, built, image, kvm, accelerator: None };
     for (boot, tests) in plan {
         report.add(session.boot(boot, tests)?);
     }
@@ -114,6 +115,8 @@ impl Test {
 pub(crate) struct Session<'a> {
     place: &'a Place,
     kernels: &'a [Kernel],
+    debian: &'a Path,
+    built: &'a Built,
     image: Image,
     kvm: Kvm,
     /// Known once a machine has booted.
@@ -159,7 +162,11 @@ impl Session<'_> {
     /// The first root of a boot.
     pub(crate) fn initrd(&self, boot: &Boot) -> Result<PathBuf, Box<dyn Error>> {
         let initrd = self.place.cache.join(format!("{}.cpio", boot.name));
-        fs::write(&initrd, self.image.clone().with_modules(self.kernel(boot)?)?.archive())?;
+        let mut image = self.image.clone().with_modules(self.kernel(boot)?)?;
+        if boot.root == Root::Debian {
+            image = image.with_debian(self.debian, self.built)?;
+        }
+        fs::write(&initrd, image.archive())?;
         Ok(initrd)
     }
 

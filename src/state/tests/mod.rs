@@ -4,6 +4,7 @@ mod ending;
 mod kills;
 mod order;
 mod outcomes;
+mod pauses;
 mod random;
 mod records;
 mod recovery;

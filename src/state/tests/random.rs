@@ -19,6 +19,8 @@ enum Accident {
         wait_ms: u64,
         lost: bool,
     },
+    Pause,
+    Resume,
     Signal {
         process: prop::sample::Index,
         signal: i32,
@@ -128,6 +130,8 @@ fn accidents() -> impl Strategy<Value = Accident> {
     prop_oneof![
         2 => (0..100u64, prop::bool::weighted(0.2))
             .prop_map(|(wait_ms, lost)| Accident::Kill { wait_ms, lost }),
+        3 => Just(Accident::Pause),
+        3 => Just(Accident::Resume),
         2 => (any::<Index>(), 1..32i32)
             .prop_map(|(process, signal)| Accident::Signal { process, signal }),
         2 => any::<Index>().prop_map(Accident::CoordinatorDies),
@@ -177,6 +181,8 @@ fn events() -> impl Strategy<Value = Event> {
             .prop_map(|((process, run), step)| Event::Run { process, run, step }),
         1 => (any::<u64>(), any::<bool>())
             .prop_map(|(deadline, lost)| Event::KillRequested { deadline, lost, by_uid: 0, by_pid: 0 }),
+        1 => Just(Event::Paused { by_uid: 0, by_pid: 0 }),
+        1 => Just(Event::Resumed { by_uid: 0, by_pid: 0 }),
         1 => id.clone().prop_map(|(process, run)| Event::Terminated { process, run }),
         1 => id.prop_map(|(process, run)| Event::Doomed { process, run, stage: KillStage::Request }),
         1 => any::<u64>()
@@ -196,8 +202,11 @@ fn may_follow(sim: &Sim, event: &Event) -> bool {
     };
     match *event {
         Event::Led(_) | Event::KillRequested { .. } | Event::Used(_) => true,
+        Event::Paused { .. } => state.pause().is_none(),
+        Event::Resumed { .. } => state.pause().is_some(),
         Event::Entered(to) => match state.phase() {
             None => to == Phase::Active,
+            Some(_) if state.pause().is_some() => false,
             Some(Phase::Active) => to == Phase::Cleaning,
             Some(from) => {
                 let on = from == Phase::Cleaning && to == Phase::Finalizing;
@@ -240,6 +249,8 @@ fn happen(sim: &mut Sim, accident: Accident) {
     let count = sim.task.spec.processes.len();
     match accident {
         Accident::Kill { wait_ms, lost } => sim.kill(wait_ms, lost),
+        Accident::Pause => sim.pause(),
+        Accident::Resume => sim.resume(),
         Accident::Signal { process, signal } if count > 0 => {
             sim.signal(process.index(count) as u32, signal);
         }
@@ -287,6 +298,7 @@ proptest! {
         }
         sim.crash_in = None;
         sim.turn();
+        sim.resume();
         if endless {
             sim.kill(50, false);
         }

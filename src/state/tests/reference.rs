@@ -2,7 +2,7 @@
 
 use super::script::Task;
 use super::sim::Sim;
-use crate::state::{Effect, Phase, Process, RunState, Settled};
+use crate::state::{Effect, Event, Phase, Process, RunState, Settled};
 
 /// T19 to T23: what the runs of a process add up to.
 pub(super) fn settled(task: &Task, processes: &[Process], index: usize) -> Option<Settled> {
@@ -116,7 +116,7 @@ impl View<'_> {
             return None;
         }
         let wait = self.sim.task.spec.processes[index].min_duration.as_nanos() as u64;
-        Some(if ended == 0 { 0 } else { ended + wait })
+        Some(if ended == 0 { 0 } else { ended + wait + self.sim.paused_since(ended) })
     }
 }
 
@@ -130,7 +130,10 @@ pub(super) fn may_open(sim: &Sim, process: u32, run: u32) -> bool {
         Some(Phase::Finalizing) => is_final,
         _ => false,
     };
-    in_phase && of.runs.len() == run as usize && View { sim, is_final }.is_idle(index)
+    in_phase
+        && state.pause().is_none()
+        && of.runs.len() == run as usize
+        && View { sim, is_final }.is_idle(index)
 }
 
 /// Holds an answer of the planner against the rules.
@@ -142,6 +145,10 @@ pub(super) fn check(sim: &Sim, effects: &[Effect]) {
         assert_eq!(state.processes()[index].settled, regular.settled(index), "process {index}");
     }
     assert_eq!(state.is_healthy(), regular.is_healthy(), "T27");
+    if state.pause().is_some() && state.phase().is_some() {
+        return assert_eq!(effects, [], "a paused task does not move");
+    }
+    assert_eq!(state.deadline(), deadline(sim), "T47, T49, without the time that it was paused");
     let over = state.deadline().is_some_and(|deadline| sim.now >= deadline);
     let verdict = match state.kill() {
         Some(kill) if kill.lost => Phase::Lost,
@@ -206,4 +213,37 @@ fn assert_all_doomed(sim: &Sim, effects: &[Effect]) {
     }
     let extra = |effect: &Effect| matches!(effect, Effect::Open { .. } | Effect::Enter(_));
     assert!(!effects.iter().any(extra), "goes on at the end: {effects:?}");
+}
+
+/// T47, T49: by when the task must be over. The time that it was paused is left out of what it was given.
+fn deadline(sim: &Sim) -> Option<u64> {
+    let (mut boot, mut paused, mut paused_at) = (None, 0, None);
+    let (mut killed, mut budget): (Option<u64>, Option<u64>) = (None, None);
+    for (event, at) in sim.events() {
+        let ends_pause = matches!(event, Event::Resumed { .. } | Event::KillRequested { .. });
+        if let Some(since) = paused_at.take_if(|_| ends_pause) {
+            paused += at.boot - since;
+        }
+        match event {
+            Event::Led(leader) => {
+                let last = boot.replace(leader.boot_id.clone());
+                if last.is_some_and(|last| last != leader.boot_id) {
+                    (killed, budget) = (killed.map(|_| 0), budget.map(|_| 0));
+                    (paused, paused_at) = (0, paused_at.map(|_| 0));
+                }
+            }
+            Event::Paused { .. } => paused_at = Some(at.boot),
+            Event::KillRequested { deadline, lost, .. } => {
+                let given = if lost { deadline.min(at.boot) } else { deadline } - paused;
+                killed = Some(killed.map_or(given, |before| before.min(given)));
+                budget = budget.map(|before| before.min(given));
+            }
+            Event::Entered(Phase::Cleaning) => {
+                let wait = sim.task.spec.finalization_wait.as_nanos() as u64;
+                budget = Some(killed.unwrap_or(at.boot - paused + wait));
+            }
+            _ => {}
+        }
+    }
+    budget.map(|budget| budget + paused)
 }

@@ -35,7 +35,16 @@ struct Coordinator {
     /// FORKED is recorded.
     forked: bool,
     running: bool,
+    /// SIGKILL was sent, which a frozen run dies of too.
+    killed: bool,
     next: Option<(u64, Next)>,
+}
+
+impl Coordinator {
+    /// What it does next, if the freezer lets it: only the run is frozen, not the coordinator itself.
+    fn next(&self, is_frozen: bool) -> Option<(u64, Next)> {
+        self.next.filter(|(_, next)| !is_frozen || self.killed || matches!(next, Next::Fork))
+    }
 }
 
 /// One record of a coordinator's stream.
@@ -76,6 +85,10 @@ pub(super) struct Sim {
     /// In which boot the end of a run was recorded.
     pub(super) ended_in: BTreeMap<Id, u32>,
     last_deadline: Option<u64>,
+    /// Since when the cgroup of the task is frozen.
+    frozen_at: Option<u64>,
+    /// When the task was paused in this boot: from and, once that is over, to.
+    pauses: Vec<(u64, Option<u64>)>,
 }
 
 /// The runner died.
@@ -106,6 +119,8 @@ impl Sim {
             executed: BTreeMap::new(),
             ended_in: BTreeMap::new(),
             last_deadline: None,
+            frozen_at: None,
+            pauses: Vec::new(),
         };
         sim.lead();
         sim
@@ -141,7 +156,9 @@ impl Sim {
     /// Takes a turn, then goes to the next thing that happens, if that is before or at `until`.
     pub(super) fn advance(&mut self, until: u64) -> bool {
         self.turn();
-        let world = self.coordinators.values().filter_map(|of| of.next).map(|(time, _)| time);
+        let is_frozen = self.frozen_at.is_some();
+        let world = self.coordinators.values().filter_map(|of| of.next(is_frozen));
+        let world = world.map(|(time, _)| time);
         let timer = self.runner_is_up.then(|| wake(&self.state)).flatten();
         let Some(next) = world.chain(timer).min().filter(|&time| time <= until) else {
             return false;
@@ -163,15 +180,59 @@ impl Sim {
             return;
         }
         let deadline = self.now + if lost { 0 } else { wait_ms * MS };
-        self.append(Event::KillRequested { deadline, lost, by_uid: 1000, by_pid: 7 }, self.stamp());
+        self.ask(Event::KillRequested { deadline, lost, by_uid: 1000, by_pid: 7 });
+    }
+
+    /// As `dewar pause` does; that a task is paused already is as good.
+    pub(super) fn pause(&mut self) {
+        if self.runner_is_up && !self.is_over() && self.state.pause().is_none() {
+            self.ask(Event::Paused { by_uid: 1000, by_pid: 7 });
+        }
+    }
+
+    /// As `dewar resume-paused` does; that a task is not paused is as good.
+    pub(super) fn resume(&mut self) {
+        if self.runner_is_up && self.state.pause().is_some() {
+            self.ask(Event::Resumed { by_uid: 1000, by_pid: 7 });
+        }
+    }
+
+    /// A request is synced, and then the freezer is set as it wants.
+    fn ask(&mut self, event: Event) {
+        let before = self.state.pause();
+        self.append(event, self.stamp());
         self.synced = self.log.len();
+        if self.state.pause() != before && self.crash_point().is_err() {
+            self.runner_is_up = false;
+            return;
+        }
+        self.set_freezer();
         self.turn();
+    }
+
+    fn set_freezer(&mut self) {
+        match (self.state.pause(), self.frozen_at) {
+            (Some(_), None) => self.frozen_at = Some(self.now),
+            (None, Some(since)) => {
+                self.frozen_at = None;
+                for of in self.coordinators.values_mut() {
+                    if let Some((time, next)) = of.next
+                        && !of.killed
+                        && !matches!(next, Next::Fork)
+                    {
+                        of.next = Some((time + (self.now - since), next));
+                    }
+                }
+            }
+            _ => {}
+        }
     }
 
     /// A stranger sends a signal to the first process of the live run.
     pub(super) fn signal(&mut self, process: u32, signal: i32) {
-        let now = self.now;
+        let now = self.frozen_at.unwrap_or(self.now);
         if let Some(of) = self.coordinator(process).filter(|of| of.running) {
+            of.killed |= signal == libc::SIGKILL;
             of.next = Some((now, Next::End(End::Signal(signal as u8))));
             self.play();
         }
@@ -198,6 +259,7 @@ impl Sim {
         self.crash_in = None;
         if !self.is_over() {
             self.lead();
+            self.set_freezer();
         }
         self.turn();
     }
@@ -221,6 +283,7 @@ impl Sim {
         }
         self.boot += 1;
         self.now = clock;
+        self.frozen_at = None;
         self.forget_what_left_no_trace();
         self.start_runner();
     }
@@ -235,6 +298,7 @@ impl Sim {
                 || streams.get(&process).is_some_and(|of| of.iter().any(|e| e.run == run))
         });
         self.last_deadline = state.deadline();
+        self.pauses = state.pause().map(|_| (0, None)).into_iter().collect();
         self.state = state;
     }
 
@@ -330,6 +394,14 @@ impl Sim {
 
     pub(super) fn boot(&self) -> u32 {
         self.boot
+    }
+
+    /// How long the task was paused since `from`, in this boot.
+    pub(super) fn paused_since(&self, from: u64) -> u64 {
+        let length = |&(begin, end): &(u64, Option<u64>)| {
+            end.unwrap_or(self.now).saturating_sub(from.max(begin))
+        };
+        self.pauses.iter().map(length).sum()
     }
 
     // ---- the runner ----
@@ -434,6 +506,9 @@ impl Sim {
             if self.coordinators.contains_key(&(process, run)) {
                 continue;
             }
+            if of.state == RunState::Waiting && self.state.pause().is_some() {
+                continue;
+            }
             if self.may_begin(process, run, &of) {
                 self.fork(process, run);
             } else {
@@ -517,12 +592,22 @@ impl Sim {
         let read = Event::from_record(record.clone()).unwrap();
         assert_eq!(read, event, "a record does not come back as it was");
         self.check_before(&read, at);
+        let pause = self.state.pause();
         self.state.apply(&read, Stamp::of(&record)).unwrap_or_else(|error| {
             panic!("the log {error}: {read:?}");
         });
         self.log.push(record);
         if let Event::Run { process, run, step: RunStep::Ended(_) } = read {
             self.ended_in.insert((process, run), self.boot);
+        }
+        match (pause, self.state.pause()) {
+            (None, Some(_)) => self.pauses.push((at.boot, None)),
+            (Some(pause), None) => {
+                let length = at.boot - pause.since.boot;
+                self.pauses.last_mut().unwrap().1 = Some(at.boot);
+                self.last_deadline = self.last_deadline.map(|last| last + length);
+            }
+            _ => {}
         }
         self.check_after();
     }
@@ -548,6 +633,7 @@ impl Sim {
     fn check_open(&self, process: u32, run: u32, at: Stamp) {
         let spec = &self.task.spec.processes[process as usize];
         let runs = &self.state.processes()[process as usize].runs;
+        assert_eq!(self.state.pause(), None, "opened while the task is paused");
         assert_eq!(runs.len(), run as usize, "a run number is not the next one");
         let wanted = if spec.is_final { Phase::Finalizing } else { Phase::Active };
         assert_eq!(self.phase(), wanted, "opened in the wrong phase");
@@ -562,7 +648,8 @@ impl Sim {
         let ended = last.ended.unwrap().boot;
         if self.ended_in[&(process, run - 1)] == self.boot && ended > 0 {
             let wait = spec.min_duration.as_nanos() as u64;
-            assert!(at.boot >= ended + wait, "min_duration is not over");
+            let paused = self.paused_since(ended);
+            assert!(at.boot >= ended + wait + paused, "min_duration is not over");
         }
     }
 
@@ -613,12 +700,13 @@ impl Sim {
             return;
         }
         let next = Some((self.now + attempt.starts_in[0], Next::Fork));
-        let coordinator = Coordinator { attempt, forked: false, running: false, next };
+        let coordinator =
+            Coordinator { attempt, forked: false, running: false, killed: false, next };
         self.coordinators.insert((process, run), coordinator);
     }
 
     fn send_term(&mut self, id: Id) {
-        let now = self.now;
+        let now = self.frozen_at.unwrap_or(self.now);
         let Some(of) = self.coordinators.get_mut(&id) else { return };
         let end = match of.attempt.on_term {
             OnTerm::Dies => End::Signal(libc::SIGTERM as u8),
@@ -636,12 +724,14 @@ impl Sim {
             return;
         }
         let end = End::Signal(libc::SIGKILL as u8);
+        of.killed = true;
         of.next = Some((now + of.attempt.dies_in, Next::End(end)));
     }
 
     /// Lets the coordinators do what is due.
     fn play(&mut self) {
-        let due = |of: &Coordinator, now| of.next.filter(|&(time, _)| time <= now);
+        let is_frozen = self.frozen_at.is_some();
+        let due = |of: &Coordinator, now| of.next(is_frozen).filter(|&(time, _)| time <= now);
         while let Some((id, (time, next))) = self
             .coordinators
             .iter()
@@ -662,7 +752,8 @@ impl Sim {
                 of.forked = true;
                 let before = self.executed.insert(id, self.boot);
                 assert_eq!(before, None, "run {id:?} is run twice");
-                of.next = Some((time + attempt.starts_in[1], Next::Start));
+                let born = self.frozen_at.unwrap_or(time);
+                of.next = Some((born + attempt.starts_in[1], Next::Start));
                 RunStep::Forked { coordinator: pid }
             }
             Next::Start if attempt.end == End::NotStarted => {

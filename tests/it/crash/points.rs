@@ -8,8 +8,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use dewar::control::{self, ControlError};
-use dewar::proto::Containment;
+use dewar::control::{self, ControlError, Request};
+use dewar::proto::record::Kind;
+use dewar::proto::{Containment, PauseTask, ResumeTask};
 use dewar::task::TaskId;
 
 use super::bench::{Bench, History, PATIENCE, Runner};
@@ -97,6 +98,9 @@ fn drive(
         if let Some(wait) = case.kill {
             ask_for_end(bench, id, wait);
         }
+        if case.pauses {
+            ask_for_pause(bench, id);
+        }
         if Instant::now() > deadline {
             panic!("{}", bench.describe(id, "the task does not end"));
         }
@@ -111,6 +115,28 @@ fn ask_for_end(bench: &Bench, id: &TaskId, wait: Duration) {
         return;
     }
     match control::kill(bench.root(), id, wait, false) {
+        Ok(()) | Err(ControlError::Absent(_) | ControlError::Unanswered(_)) => {}
+        Err(error) => panic!("{}", bench.describe(id, &format!("{error:?}"))),
+    }
+}
+
+/// Asks for a pause once the task is ready, and then for its end; again only if no runner has recorded that it was asked.
+fn ask_for_pause(bench: &Bench, id: &TaskId) {
+    let history = bench.history(id);
+    let has = |wanted: fn(&Kind) -> bool| {
+        history.records.iter().filter_map(|record| record.kind.as_ref()).any(wanted)
+    };
+    let request = if has(|kind| matches!(kind, Kind::Resumed(_))) {
+        return;
+    } else if has(|kind| matches!(kind, Kind::Paused(_))) {
+        bench.touch(id, "resumed");
+        Request::Resume(ResumeTask {})
+    } else if is_ready(bench, id, &history) {
+        Request::Pause(PauseTask {})
+    } else {
+        return;
+    };
+    match control::order(bench.root(), id, request) {
         Ok(()) | Err(ControlError::Absent(_) | ControlError::Unanswered(_)) => {}
         Err(error) => panic!("{}", bench.describe(id, &format!("{error:?}"))),
     }

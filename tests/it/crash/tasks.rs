@@ -18,6 +18,9 @@ pub(super) struct Case {
     pub(super) file: Value,
     /// Once process 0 runs and has made `ready` in the sandbox, its end is asked for, in this time.
     pub(super) kill: Option<Duration>,
+    /// Once process 0 runs and has made `ready` in the sandbox, the task is paused, `resumed` is made there, and the task
+    /// goes on.
+    pub(super) pauses: bool,
     /// How it ends.
     pub(super) end: Phase,
     /// The runs of each process.
@@ -45,6 +48,7 @@ impl Case {
             kill_of_a_deaf_run(),
             kill_with_a_finalizer(),
             lost_coordinator(),
+            paused(),
         ]
     }
 
@@ -108,6 +112,7 @@ pub(super) fn retries() -> Case {
         name: "retries",
         file: json!({"name": "retries", "processes": [a]}),
         kill: None,
+        pauses: false,
         end: Phase::Failed,
         runs: vec![Runs::Extra("FFF")],
     }
@@ -128,6 +133,7 @@ fn finalizers() -> Case {
             "constraints": [{"order": ["f1", "f2"]}],
         }),
         kill: None,
+        pauses: false,
         end: Phase::Success,
         runs: vec![Runs::Extra("S"), Runs::Instead("FS"), Runs::Extra("S")],
     }
@@ -151,6 +157,7 @@ fn leftover() -> Case {
             "constraints": [{"order": ["a", "b"]}],
         }),
         kill: None,
+        pauses: false,
         end: Phase::Success,
         runs: vec![Runs::Extra("S"), Runs::Extra("S")],
     }
@@ -164,6 +171,7 @@ fn kill_of_a_deaf_run() -> Case {
         name: "deaf",
         file: json!({"name": "deaf", "processes": [deaf("a"), f]}),
         kill: Some(Duration::from_millis(300)),
+        pauses: false,
         end: Phase::Killed,
         runs: vec![Runs::Instead("K"), Runs::OnlyAfterLoss("S")],
     }
@@ -183,6 +191,7 @@ fn kill_with_a_finalizer() -> Case {
         name: "graceful",
         file: json!({"name": "graceful", "processes": [process("a", "touch ready; exec sleep 600"), f]}),
         kill: Some(Duration::from_secs(30)),
+        pauses: false,
         end: Phase::Killed,
         runs: vec![Runs::Instead("K"), Runs::Extra("S")],
     }
@@ -195,7 +204,21 @@ fn lost_coordinator() -> Case {
         name: "lost",
         file: json!({"name": "lost", "processes": [process("a", command)]}),
         kill: None,
+        pauses: false,
         end: Phase::Success,
         runs: vec![Runs::Instead("LS")],
+    }
+}
+
+/// A run that is frozen and goes on to its end.
+fn paused() -> Case {
+    let waits = "touch ready; while [ ! -e resumed ]; do sleep 0.02; done; exit 0";
+    Case {
+        name: "paused",
+        file: json!({"name": "paused", "processes": [process("a", waits)]}),
+        kill: None,
+        pauses: true,
+        end: Phase::Success,
+        runs: vec![Runs::Extra("S")],
     }
 }
