@@ -29,6 +29,8 @@ fn main() -> io::Result<()> {
         .skip_protoc_run()
         .compile_well_known_types()
         .btree_map(["."])
+        // Most processes have none, and there may be very many.
+        .boxed(".dewar.v1.ProcessView.resources")
         .extern_path(".google.protobuf.Timestamp", "crate::proto::Timestamp")
         .extern_path(".google.protobuf", "::pbjson_types")
         .compile_protos(&PROTOS, &["proto"])?;

@@ -72,7 +72,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 ///
 /// [`ControlError`].
 pub fn kill(root: &Root, task: &TaskId, wait: Duration, lost: bool) -> Result<(), ControlError> {
-    order(root, task, to_kill(wait, lost))
+    order(root, task, to_kill(wait, lost)).map(drop)
 }
 
 /// The request of [`kill`].
@@ -81,12 +81,12 @@ pub fn to_kill(wait: Duration, lost: bool) -> Request {
     Request::Kill(KillTask { wait_nanos, lost })
 }
 
-/// Asks the runner of a task to do something; that is on disk when this returns.
+/// Asks the runner of a task to do something; that is on disk when this returns. Tells which limits the kernel rounded.
 ///
 /// # Errors
 ///
 /// [`ControlError`].
-pub fn order(root: &Root, task: &TaskId, request: Request) -> Result<(), ControlError> {
+pub fn order(root: &Root, task: &TaskId, request: Request) -> Result<Vec<String>, ControlError> {
     answer(root, task, ask(root, task, request)?)
 }
 
@@ -95,7 +95,7 @@ pub fn order(root: &Root, task: &TaskId, request: Request) -> Result<(), Control
 /// # Errors
 ///
 /// [`ControlError`].
-pub fn answer(root: &Root, task: &TaskId, ours: OwnedFd) -> Result<(), ControlError> {
+pub fn answer(root: &Root, task: &TaskId, ours: OwnedFd) -> Result<Vec<String>, ControlError> {
     let reply = match read_reply(UnixStream::from(ours), PATIENCE) {
         Ok(reply) => reply,
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -112,7 +112,7 @@ pub fn answer(root: &Root, task: &TaskId, ours: OwnedFd) -> Result<(), ControlEr
         Some(ControlReply { unfinished, .. }) if !unfinished.is_empty() => {
             Err(ControlError::Unfinished { task, what: unfinished })
         }
-        Some(_) => Ok(()),
+        Some(ControlReply { rounded, .. }) => Ok(rounded),
     }
 }
 

@@ -77,6 +77,10 @@ failpoints! {
     RunnerThaw = "runner::thaw",
     /// The cgroup was thawed; nobody was told.
     RunnerThawed = "runner::thawed",
+    /// New limits are recorded and about to be enforced.
+    RunnerLimit = "runner::limit",
+    /// New limits are enforced; nobody was told.
+    RunnerLimited = "runner::limited",
     /// A coordinator has died; its leaf is about to be killed.
     RunnerLost = "runner::lost",
     /// The leaf of a lost run is empty; LOST is not recorded.

@@ -61,7 +61,7 @@ fn must_last(record: &Record) -> bool {
             !matches!(task.state(), TaskState::Active | TaskState::Cleaning | TaskState::Finalizing)
         }
         Some(Kind::Run(run)) => matches!(run.state, Some(Step::Ended(_))),
-        Some(Kind::Kill(_) | Kind::Paused(_) | Kind::Resumed(_)) => true,
+        Some(Kind::Kill(_) | Kind::Paused(_) | Kind::Resumed(_) | Kind::Limits(_)) => true,
         _ => false,
     }
 }
@@ -344,6 +344,7 @@ pub(crate) mod tests {
         assert!(told(run(Step::Ended(RunEnded::default()))));
         assert!(told(Kind::Kill(KillRequest::default())));
         assert!(told(Kind::Paused(Default::default())) && told(Kind::Resumed(Default::default())));
+        assert!(told(Kind::Limits(Default::default())));
 
         for phase in [TaskState::Active, TaskState::Cleaning, TaskState::Finalizing] {
             assert!(!told(entered(phase)), "{phase:?}");

@@ -11,14 +11,14 @@ use nix::sys::signal::Signal;
 use pbjson_types::Duration;
 
 use crate::proto::{
-    self, Containment, KillView, Launch, PauseView, ProcessView, RunView, TaskStateEntry, TaskView,
-    Timestamp, Usage,
+    self, Containment, KillView, Launch, LimitsView, PauseView, ProcessView, RunView,
+    TaskStateEntry, TaskView, Timestamp, Usage,
 };
 use crate::state::{
     ApplyError, Event, Outcome, Phase, Process, RecordError, Run, RunEnd, RunState, RunStep,
     Settled, Stamp, TaskState,
 };
-use crate::task::{ProcessName, ProcessSpec, TaskSpec, Violation};
+use crate::task::{ProcessName, ProcessSpec, Resources, TaskSpec, Violation, change};
 use crate::usage;
 
 /// Why a record could not be taken in: the stream is corrupt, or from a newer dewar.
@@ -199,6 +199,23 @@ fn take_step(view: &mut RunView, step: RunStep, at: Stamp) {
     view.state = state.to_proto().into();
 }
 
+/// The limits in force that the kernel rounds, of the task as a whole (`None`) or of a process by index: as the last change left
+/// them, else as the task was accepted.
+pub fn rounded(launch: &Launch, state: &TaskState, process: Option<u32>) -> Vec<String> {
+    let of = format!("{}.", change::path(process));
+    let accepted = || launch.rounded.iter().filter(|line| line.starts_with(&of)).cloned();
+    state.limited().get(&process).cloned().unwrap_or_else(|| accepted().collect())
+}
+
+fn all_rounded(launch: &Launch, state: &TaskState) -> Vec<String> {
+    let processes = (0..state.processes().len() as u32).map(Some);
+    // Most tasks have none.
+    if launch.rounded.is_empty() && state.limited().is_empty() {
+        return Vec::new();
+    }
+    std::iter::once(None).chain(processes).flat_map(|of| rounded(launch, state, of)).collect()
+}
+
 /// All that is told about a task; `runner_pid`: its runner, if one lives.
 pub fn task_view(launch: &Launch, state: &TaskState, runner_pid: Option<i32>) -> TaskView {
     let processes = state.spec().processes.iter().zip(state.processes());
@@ -221,7 +238,8 @@ pub fn task_view(launch: &Launch, state: &TaskState, runner_pid: Option<i32>) ->
         dropped_bytes: Some(state.dropped_bytes()).filter(|&bytes| bytes > 0),
         usage: task_usage(state),
         paused_since: state.pause().map(|pause| time(pause.since)),
-        rounded: launch.rounded.clone(),
+        rounded: all_rounded(launch, state),
+        resources: state.spec().resources.as_ref().map(Resources::to_proto),
     }
 }
 
@@ -262,6 +280,15 @@ pub fn event_view(launch: &Launch, state: &TaskState, applied: &Applied) -> Opti
         }
         &Event::Paused { by_uid, .. } => view.pause = Some(PauseView { paused: true, by_uid }),
         &Event::Resumed { by_uid, .. } => view.pause = Some(PauseView { paused: false, by_uid }),
+        Event::Limited { process, resources, by_uid, put_back, .. } => {
+            let name = |index: u32| state.spec().processes[index as usize].name.to_string();
+            view.limits = Some(LimitsView {
+                process: process.map(name),
+                resources: Some(resources.to_proto()),
+                by_uid: *by_uid,
+                put_back: *put_back,
+            });
+        }
         Event::Led(_) | Event::Terminated { .. } | Event::Doomed { .. } | Event::Used(_) => {
             return None;
         }
@@ -307,6 +334,7 @@ fn process_view(spec: &ProcessSpec, process: &Process) -> ProcessView {
         r#final: spec.is_final,
         runs: runs.map(|(number, run)| run_view(number, run)).collect(),
         detail: process_detail(process),
+        resources: spec.resources.as_deref().map(Resources::to_proto).map(Box::new),
     }
 }
 

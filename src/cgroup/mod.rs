@@ -28,12 +28,14 @@
 //!
 //! `host` reads mounts and our own cgroup (pure); `base` finds and prepares `<base>`; `task` makes
 //! tasks and leaves; `group` kills, signals, watches and removes any of them, `freezer` makes it stand
-//! still; `controllers` and `limits` enable and enforce, which `trial` tries out beforehand; `usage` reads
-//! what was used, `above` whose limit was hit, `stuck` what does not die; `dir` is the only file access.
+//! still; `controllers` and `limits` enable and enforce, which `trial` tries out beforehand and `change`
+//! takes back; `usage` reads what was used, `above` whose limit was hit, `stuck` what does not die; `dir`
+//! is the only file access.
 #![allow(clippy::disallowed_methods, reason = "cgroups are files of the kernel")]
 
 mod above;
 mod base;
+mod change;
 mod controllers;
 mod dir;
 mod freezer;
@@ -55,6 +57,7 @@ use nix::errno::Errno;
 
 pub use above::Above;
 pub use base::{Base, FindError, Options, SCOPE_GUARD, find, systemd_scope_command};
+pub use change::{Held, fields};
 pub use controllers::{Controller, Usable};
 pub use group::Cgroup;
 pub use limits::{Applied, Rounded, Shortage, Unenforceable, all_unenforceable};

@@ -43,6 +43,8 @@ pub(super) enum Command {
     Pause(Pause),
     /// Let paused tasks go on.
     ResumePaused(ResumePaused),
+    /// Change the limits of a task that runs, or tell them.
+    Update(Update),
     /// Tell what is known of tasks.
     Status(Status),
     /// Tell what tasks use.
@@ -249,6 +251,41 @@ pub(super) struct ResumePaused {
     /// Where the tasks of this node are kept.
     #[command(flatten)]
     pub(super) root: RootArg,
+}
+
+const UPDATE_EXAMPLES: &str = "\
+Examples:
+  dewar update web-1 ram=256MB cpu_limit=1.5     the task as a whole, from now on
+  dewar update web-1 --process server pids=max   one process: its live run, and later ones
+  dewar update web-1 'io.max=[{path: /, wbps: 10MB}]'
+  dewar update web-1                             tell the limits in force
+
+FIELD is a field of resources as in a task file, or an entry of one (io.weight, hugetlb[2MB]); VALUE is YAML, as there; max
+is no limit. What is not named stays. Refused is what this host cannot enforce, and less memory than is in use.";
+
+/// `dewar update`.
+#[derive(Debug, Args)]
+#[command(after_help = UPDATE_EXAMPLES)]
+pub(super) struct Update {
+    /// Id of the task
+    #[arg(value_name = "TASK")]
+    pub(super) task: String,
+
+    /// Limits that change
+    #[arg(value_name = "FIELD=VALUE")]
+    pub(super) changes: Vec<String>,
+
+    /// Where the tasks of this node are kept.
+    #[command(flatten)]
+    pub(super) root: RootArg,
+
+    /// Name of the process whose limits are meant [default: the task as a whole]
+    #[arg(long, value_name = "P")]
+    pub(super) process: Option<String>,
+
+    /// Allow less memory than is in use: the kernel takes back what it can, and kills where that is not enough [default: refuse]
+    #[arg(long)]
+    pub(super) force: bool,
 }
 
 const STATUS_EXAMPLES: &str = "\

@@ -5,14 +5,12 @@ use std::ffi::OsString;
 use std::io::{self, Read};
 use std::path::Path;
 
-use chrono::{DateTime, Utc};
-
 use super::args::Bindings;
 use super::failure::Failure;
 use super::place;
 use crate::identity::{self, IdentityError};
 use crate::proto::Identity;
-use crate::sys::clock;
+use crate::sys::clock::{self, LocalTime};
 use crate::task::file::{self, Accepted, MAX_FILE_BYTES};
 
 /// What the errors of a command line call their file.
@@ -92,9 +90,10 @@ fn no_identity(error: IdentityError) -> Failure {
 fn known(bindings: &Bindings, user: String) -> Result<file::Bindings, Failure> {
     let task_id = bindings.task_id.as_deref().map(place::task_id).transpose()?;
     let ports = bindings.ports.iter().map(|(name, port)| (name.clone(), port.get()));
+    let wall = clock::now().wall;
     Ok(file::Bindings {
         task_id,
-        id_suffix: id_suffix(clock::now().wall),
+        id_suffix: id_suffix(clock::local(wall.div_euclid(1_000_000_000)), wall),
         user,
         ports: unique("-P", ports)?,
         variables: unique("-E", bindings.bindings.iter().cloned())?,
@@ -115,10 +114,15 @@ fn unique<T>(
     Ok(map)
 }
 
-/// T15: the time of a launch as the end of a task id. In UTC, unlike Thermos: no hour comes twice.
-fn id_suffix(unix_nanos: i64) -> String {
-    let time: DateTime<Utc> = DateTime::from_timestamp_nanos(unix_nanos);
-    time.format("%Y%m%d-%H%M%S.%6f").to_string()
+/// T15: the time of a launch as the end of a task id; `at` is the local time of it.
+fn id_suffix(at: Option<LocalTime>, unix_nanos: i64) -> String {
+    let micros = unix_nanos.rem_euclid(1_000_000_000) / 1000;
+    match at {
+        Some(LocalTime { year, month, day, hour, minute, second }) => {
+            format!("{year:04}{month:02}{day:02}-{hour:02}{minute:02}{second:02}.{micros:06}")
+        }
+        None => format!("{}.{micros:06}", unix_nanos.div_euclid(1_000_000_000)),
+    }
 }
 
 /// A command line for bash: a single word is one already; several arrive at the program as they are.
@@ -159,7 +163,9 @@ mod tests {
     /// T15.
     #[test]
     fn a_task_id_ends_in_the_time_of_the_launch() {
-        assert_eq!(id_suffix(1_785_576_600_123_456_789), "20260801-093000.123456");
+        let at = LocalTime { year: 2026, month: 8, day: 1, hour: 9, minute: 30, second: 0 };
+        assert_eq!(id_suffix(Some(at), 1_785_576_600_123_456_789), "20260801-093000.123456");
+        assert_eq!(id_suffix(None, -1_000), "-1.999999");
     }
 
     fn bindings() -> Bindings {

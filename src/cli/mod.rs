@@ -41,6 +41,7 @@ mod table;
 mod tail;
 mod task_file;
 mod term;
+mod update;
 mod words;
 
 use std::process::ExitCode;
@@ -79,6 +80,7 @@ fn dispatch(command: &Command) -> Result<u8, Failure> {
         Command::Kill(args) => kill::run(args),
         Command::Pause(args) => pause::pause(args),
         Command::ResumePaused(args) => pause::resume(args),
+        Command::Update(args) => update::run(args),
         Command::Status(args) => status::run(args),
         Command::Stats(args) => stats::run(args),
         Command::Tail(args) => tail::run(args),

@@ -1,11 +1,13 @@
 //! What happened to a task, in lines for people.
 
 use super::table::{self, Align};
+use super::task_file::assignments;
 use super::term::{Style, escape};
 use super::words;
 use crate::proto::{
-    Event, KillView, ProcessState, ProcessView, RunView, TaskView, Unkillable, Usage,
+    Event, KillView, LimitsView, ProcessState, ProcessView, RunView, TaskView, Unkillable, Usage,
 };
+use crate::task::Resources;
 
 /// Most processes that a summary tells of one by one, whatever their state.
 const SUMMARY_MAX: usize = 100;
@@ -16,6 +18,8 @@ pub(super) fn event(event: &Event, style: Style) -> Option<String> {
         run_event(event.process.as_deref().unwrap_or_default(), run, style)?
     } else if let Some(kill) = &event.kill {
         kill_event(kill)
+    } else if let Some(limits) = &event.limits {
+        limits_event(limits)
     } else if let Some(pause) = &event.pause {
         let what = if pause.paused { "paused" } else { "resumed" };
         format!("{what} by uid {}", pause.by_uid)
@@ -66,6 +70,17 @@ fn kill_event(kill: &KillView) -> String {
     let what = if kill.lost { "declared lost" } else { "killed" };
     let wait = kill.wait.and_then(|wait| wait.try_into().ok()).map(words::span);
     format!("{what} by uid {}, {} left", kill.by_uid, wait.unwrap_or_else(|| "0s".to_owned()))
+}
+
+fn limits_event(limits: &LimitsView) -> String {
+    let whose = limits.process.as_deref().map(|name| format!(" of {}", words::name(name)));
+    let resources = limits.resources.clone().unwrap_or_default();
+    let told = Resources::from_proto(&resources).map(|of| assignments(&of)).unwrap_or_default();
+    let by = match limits.put_back {
+        true => "put back".to_owned(),
+        false => format!("changed by uid {}", limits.by_uid),
+    };
+    format!("limits{} {by}: {}", whose.unwrap_or_default(), escape(&told.join(" ")))
 }
 
 /// How a task ended, and what each of its processes did.
@@ -236,6 +251,37 @@ mod tests {
         assert_eq!(
             told(&mut script, &kill).unwrap(),
             "2026-08-01T09:30:00.001Z killed by uid 1000, 10.0s left\n"
+        );
+    }
+
+    #[test]
+    fn a_pause_and_a_change_of_limits_say_who_asked() {
+        let mut script = Script::new(launch(task(vec![process("a b")], &[])));
+        let limited = |process, put_back| Happened::Limited {
+            process,
+            resources: Box::new(Resources { ram: Some(7), ..Resources::default() }),
+            rounded: Vec::new(),
+            by_uid: 1000,
+            by_pid: 1,
+            put_back,
+        };
+        let events = [
+            Happened::Paused { by_uid: 1000, by_pid: 1 },
+            Happened::Resumed { by_uid: 0, by_pid: 1 },
+            limited(None, false),
+            limited(Some(0), true),
+        ];
+
+        let told: String = events.iter().filter_map(|of| told(&mut script, of)).collect();
+
+        assert_eq!(
+            told,
+            "\
+2026-08-01T09:30:00.001Z paused by uid 1000
+2026-08-01T09:30:00.002Z resumed by uid 0
+2026-08-01T09:30:00.003Z limits changed by uid 1000: ram=7
+2026-08-01T09:30:00.004Z limits of \"a b\" put back: ram=7
+"
         );
     }
 

@@ -59,23 +59,24 @@ pub(super) fn follow(root: &Root, id: &TaskId, console: Console) -> Result<Follo
 ///
 /// [`Failure::Unavailable`].
 pub(super) fn kill(root: &Root, id: &TaskId, wait: Duration, lost: bool) -> Result<(), Failure> {
-    order(root, id, &control::to_kill(wait, lost))
+    order(root, id, &control::to_kill(wait, lost)).map(drop)
 }
 
-/// Asks the runner of a task to do something, or one that is started for it and hears it first of all.
+/// Asks the runner of a task to do something, or one that is started for it and hears it first of all. Tells which limits the
+/// kernel rounded.
 ///
 /// # Errors
 ///
 /// [`Failure::Unavailable`].
-pub(super) fn order(root: &Root, id: &TaskId, request: &Request) -> Result<(), Failure> {
+pub(super) fn order(root: &Root, id: &TaskId, request: &Request) -> Result<Vec<String>, Failure> {
     let mut answer = Err(ControlError::Absent(id.clone()));
     for _ in 0..STARTS {
-        answer = reach(root, id, || control::order(root, id, *request));
+        answer = reach(root, id, || control::order(root, id, request.clone()));
         if !matches!(answer, Err(ControlError::Absent(_))) {
             break;
         }
         let (ours, theirs) = socket::pair().map_err(|error| Failure::unavailable(&error))?;
-        let request = ControlRequest { request: Some(*request) };
+        let request = ControlRequest { request: Some(request.clone()) };
         prepare(root, id, Console::Log)?.go_with(&request, theirs.as_fd())?;
         drop(theirs);
         answer = control::answer(root, id, ours);

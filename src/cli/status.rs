@@ -9,9 +9,10 @@ use super::pattern::Patterns;
 use super::printer::stdout_style;
 use super::table::{self, Align};
 use super::term::{Style, escape};
-use super::{json, place, report, words};
+use super::{json, place, report, task_file, words};
 use crate::observe::{self, Sight};
-use crate::proto::{ProcessState, ProcessView, TaskState, TaskView, Timestamp};
+use crate::proto::{ProcessState, ProcessView, Resources, TaskState, TaskView, Timestamp};
+use crate::task;
 
 /// Tells of the tasks that were asked for.
 ///
@@ -101,8 +102,18 @@ fn row(view: &TaskView, now: Timestamp) -> [String; 5] {
         state(view),
         since.map(|since| words::span(words::between(since, now))).unwrap_or_default(),
         format!("{done}/{}", view.processes.len()),
-        view.runner_pid.map(|pid| pid.to_string()).unwrap_or_else(|| "-".to_owned()),
+        match view.runner_pid {
+            Some(pid) => pid.to_string(),
+            None if is_left_alone(view) => "none".to_owned(),
+            None => "-".to_owned(),
+        },
     ]
+}
+
+/// Whether a runner should drive the task, and none does: what is told of its runs may have changed since.
+fn is_left_alone(view: &TaskView) -> bool {
+    use TaskState::{Active, Cleaning, Finalizing};
+    view.runner_pid.is_none() && matches!(view.state(), Active | Cleaning | Finalizing)
 }
 
 /// The state, and whether the task stands still in it.
@@ -123,6 +134,12 @@ fn push_details(text: &mut String, view: &TaskView, verbose: u8, style: Style) {
     {
         line(&format!("  {}", escape(detail)));
     }
+    if is_left_alone(view) {
+        let id = words::name(&view.task_id);
+        line(&format!(
+            "  it has no runner, so nothing new is started: `dewar resume {id}` goes on with it"
+        ));
+    }
     if verbose == 0 {
         return;
     }
@@ -136,10 +153,20 @@ fn push_details(text: &mut String, view: &TaskView, verbose: u8, style: Style) {
     }
     for (process, told) in processes.iter().zip(lines) {
         line(&told);
+        let limits = limits(process.resources.as_deref());
+        if verbose > 1 && !limits.is_empty() {
+            line(&format!("    limits: {}", escape(&limits)));
+        }
         if verbose > 1 {
             report::run_lines(process, verbose > 2, style).iter().for_each(|told| line(told));
         }
     }
+}
+
+/// Limits as `dewar update` takes them.
+fn limits(resources: Option<&Resources>) -> String {
+    let limits = resources.and_then(|resources| task::Resources::from_proto(resources).ok());
+    limits.map(|limits| task_file::assignments(&limits).join(" ")).unwrap_or_default()
 }
 
 /// What else is known of a task, for people.
@@ -158,6 +185,7 @@ fn facts(view: &TaskView) -> Vec<(&'static str, String)> {
         ("ports", ports.join(", ")),
         ("states", history.join(", ")),
         ("paused since", view.paused_since.map(words::clock).unwrap_or_default()),
+        ("limits", limits(view.resources.as_ref())),
         ("not enforced on this host", view.unenforced.join(", ")),
         ("used", view.usage.as_ref().map(words::usage).unwrap_or_default()),
         ("rounded by the kernel", view.rounded.join(", ")),
@@ -185,6 +213,27 @@ mod tests {
     fn told(verbose: u8) -> String {
         let now = Timestamp::from_unix_nanos(1_785_576_600_001_000_000 + 187_000_000_000);
         table(&sights(), verbose, now, Style::Plain)
+    }
+
+    #[test]
+    fn a_task_without_a_runner_says_so_and_what_to_do() {
+        let mut script = Script::new(launch(task(vec![process("a")], &[])));
+        script.enter(Phase::Active).start(0, 0);
+        let told = |script: &Script| {
+            let sight = Sight { view: script.replay.view(None), accepted: 0 };
+            table(&[sight], 0, Timestamp::default(), Style::Plain)
+        };
+
+        assert_eq!(
+            told(&script),
+            "\
+TASK   STATE   SINCE  DONE  RUNNER
+web-1  ACTIVE  0.00s   0/1    none
+  it has no runner, so nothing new is started: `dewar resume web-1` goes on with it
+"
+        );
+        script.step(0, 0, exited(0)).enter(Phase::Cleaning).enter(Phase::Success);
+        assert!(!told(&script).contains("resume"), "a task that is over needs none");
     }
 
     /// S30: a corrupt task says where, and disturbs no other.

@@ -206,6 +206,18 @@ fn process(spec: &ProcessSpec) -> Process<'_> {
     }
 }
 
+/// Limits as `dewar update` takes them: `FIELD=VALUE`, one for each field.
+pub(super) fn assignments(of: &Resources) -> Vec<String> {
+    let Ok(serde_json::Value::Object(fields)) = serde_json::to_value(limits(of)) else {
+        return Vec::new();
+    };
+    let assignment = |(field, value): (String, serde_json::Value)| match value {
+        serde_json::Value::String(text) => format!("{field}={text}"),
+        value => format!("{field}={value}"),
+    };
+    fields.into_iter().map(assignment).collect()
+}
+
 fn limits(of: &Resources) -> Limits<'_> {
     Limits {
         cpu: of.cpu,
@@ -314,5 +326,20 @@ constraints: [{order: [a, b, c]}, {order: [a, d]}]
         let text = serde_json::to_string_pretty(&file).unwrap();
 
         assert_eq!(parse(text.as_bytes(), "g", &bindings).unwrap(), accepted, "{text}");
+    }
+
+    #[test]
+    fn limits_are_told_as_they_are_changed() {
+        let given =
+            ["ram=max", "cpu_limit={cpus: 0.5, period: 12.345ms}", "io.weight=7", "oom_group=true"];
+        let change = |assignments: &[String]| {
+            Resources::from_proto(&crate::task::change::parse(assignments).unwrap()).unwrap()
+        };
+        let limits = change(&given.map(str::to_owned));
+
+        let told = assignments(&limits);
+
+        assert!(told.contains(&"ram=max".to_owned()), "{told:?}");
+        assert_eq!(change(&told), limits);
     }
 }

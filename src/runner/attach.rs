@@ -14,6 +14,7 @@
 //!
 //! After a reboot no pid is looked at: what has not ended is LOST.
 
+use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
 
@@ -95,6 +96,7 @@ impl Runner {
             stalled: None,
             replies: Vec::new(),
             pausing: Vec::new(),
+            changes: VecDeque::new(),
             resuming: false,
             sync_due: false,
             news: false,
@@ -131,6 +133,7 @@ impl Runner {
             self.live.insert(process, Live { run, ..Live::default() });
             self.attach_run(process)?;
         }
+        self.attach_limits();
         self.attach_pause()
     }
 
@@ -318,6 +321,7 @@ impl Runner {
         if run.is_some_and(|(_, run)| run.doomed.is_some()) {
             self.acts.push(Act::Doom(process));
         }
+        self.limit_started(process);
     }
 
     /// A run has ended: nothing of it is left here.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use prost::Message;
 
 use crate::proto::control_request::Request;
-use crate::proto::{ControlReply, ControlRequest, KillTask};
+use crate::proto::{ControlReply, ControlRequest, KillTask, UpdateLimits};
 use crate::sys::socket::{self, Datagram, Peer};
 
 /// The receiving end of a task's control socket.
@@ -25,6 +25,8 @@ pub(super) enum Asked {
     Pause { by: Peer, reply: Reply },
     /// That the task goes on; answered once it does and that is on disk.
     Resume { by: Peer, reply: Reply },
+    /// Other limits; answered once they are in force and on disk.
+    Update { asked: Box<UpdateLimits>, by: Peer, reply: Reply },
     /// To be nudged through this descriptor.
     Follow(Follower),
 }
@@ -64,6 +66,7 @@ pub(super) fn understand(datagram: Datagram) -> Option<Asked> {
             Some(Asked::Kill { wait: Duration::from_nanos(wait_nanos), lost, by, reply })
         }
         Some(Request::Pause(_)) => Some(Asked::Pause { by, reply }),
+        Some(Request::Update(asked)) => Some(Asked::Update { asked: Box::new(asked), by, reply }),
         Some(Request::Resume(_)) => Some(Asked::Resume { by, reply }),
         Some(Request::Follow(_)) | None => {
             reply.send("the runner does not know this request");
@@ -90,6 +93,11 @@ impl Reply {
     /// Answers that it is on disk, and what of it is still to come.
     pub(super) fn send_unfinished(self, what: &str) {
         self.answer(ControlReply { unfinished: what.to_owned(), ..ControlReply::default() });
+    }
+
+    /// Answers that it was done, and which limits the kernel rounded.
+    pub(super) fn send_rounded(self, rounded: Vec<String>) {
+        self.answer(ControlReply { rounded, ..ControlReply::default() });
     }
 
     fn answer(mut self, reply: ControlReply) {

@@ -10,16 +10,18 @@
 //! | `control.rs` | what may be asked of it? |
 //! | `attach.rs` | how does it take over, and learn what coordinators recorded? |
 //! | `perform.rs` | how is each effect done? |
+//! | `limits.rs` | how do limits change while the task runs? |
 //! | `pause.rs` | how does the task stand still, and go on? |
 #![allow(clippy::disallowed_methods, reason = "performs effects")]
 
 mod attach;
 mod control;
+mod limits;
 mod pause;
 mod perform;
 mod sources;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::error::Error;
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -40,6 +42,7 @@ use crate::sys::clock;
 use crate::sys::socket::{Datagram, Peer};
 use crate::task::{ProcessName, TaskId};
 use control::{Asked, Control, Follower, Reply};
+use limits::Change;
 use pause::Pausing;
 use perform::Act;
 use sources::{Sources, Wake};
@@ -215,6 +218,8 @@ pub struct Runner {
     replies: Vec<Reply>,
     /// Answers to those who wait for the task to stand still, or to go on.
     pausing: Vec<Pausing>,
+    /// Changes of limits that are recorded, in the order in which they are to be made.
+    changes: VecDeque<Change>,
     /// A pause has ended, and what waited for that is still to be done.
     resuming: bool,
     /// Whether what was flushed must be synced before anyone is told.
@@ -410,6 +415,7 @@ impl Runner {
             Asked::Kill { reply, .. }
             | Asked::Pause { reply, .. }
             | Asked::Resume { reply, .. }
+            | Asked::Update { reply, .. }
                 if self.is_over() =>
             {
                 reply.send("the task is over");
@@ -420,6 +426,7 @@ impl Runner {
             }
             Asked::Pause { by, reply } => self.pause(by, reply)?,
             Asked::Resume { by, reply } => self.resume(by, reply)?,
+            Asked::Update { asked, by, reply } => self.update(&asked, by, reply)?,
             Asked::Follow(mut follower) => {
                 // What happened before it came is news to it.
                 if follower.nudge() {

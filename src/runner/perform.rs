@@ -26,6 +26,8 @@ pub(super) enum Act {
     Launch(u32),
     /// This process' live run is killed.
     Doom(u32),
+    /// The next change of limits is made.
+    Limit,
     /// The task's cgroup is frozen, or thawed, as the state says.
     Freezer,
 }
@@ -75,6 +77,7 @@ impl Runner {
         match act {
             Act::Launch(process) => self.launch(process),
             Act::Doom(process) => self.doom(process),
+            Act::Limit => self.make_change(),
             Act::Freezer => self.set_freezer(),
         }
     }

@@ -5,6 +5,7 @@ use crate::proto;
 pub use crate::proto::{KillStage, ProcessId};
 
 use super::task::{Leader, Phase};
+use crate::task::Resources;
 
 /// When something happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -55,6 +56,21 @@ pub enum Event {
         by_uid: u32,
         /// Process id of who asked, for display.
         by_pid: i32,
+    },
+    /// Limits were changed.
+    Limited {
+        /// Index of the process; `None`: the task as a whole.
+        process: Option<u32>,
+        /// All limits of it from here on.
+        resources: Box<Resources>,
+        /// Those of them that the kernel rounds, for people.
+        rounded: Vec<String>,
+        /// User id of who asked.
+        by_uid: u32,
+        /// Process id of who asked, for display.
+        by_pid: i32,
+        /// Whether these are the limits of before, put back.
+        put_back: bool,
     },
     /// SIGTERM was sent to a run.
     Terminated {

@@ -7,6 +7,7 @@ use super::task::{Leader, Phase};
 use crate::proto;
 use crate::proto::record::Kind;
 use crate::proto::run_transition::State as Step;
+use crate::task::Resources;
 
 /// Why a record is no event of a task.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -61,6 +62,17 @@ impl Event {
             Kind::Resumed(resumed) => {
                 Self::Resumed { by_uid: resumed.by_uid, by_pid: resumed.by_pid }
             }
+            Kind::Limits(update) => Self::Limited {
+                process: update.process,
+                resources: Box::new(
+                    Resources::from_proto(&update.resources.unwrap_or_default())
+                        .map_err(|_| RecordError::Field("resources"))?,
+                ),
+                rounded: update.rounded,
+                by_uid: update.by_uid,
+                by_pid: update.by_pid,
+                put_back: update.put_back,
+            },
             Kind::Terminated(sent) => Self::Terminated { process: sent.process, run: sent.run },
             Kind::Doomed(doomed) => {
                 Self::Doomed { process: doomed.process, run: doomed.run, stage: doomed.stage() }
@@ -99,6 +111,16 @@ impl Event {
             }
             &Self::Paused { by_uid, by_pid } => Kind::Paused(proto::Paused { by_uid, by_pid }),
             &Self::Resumed { by_uid, by_pid } => Kind::Resumed(proto::Resumed { by_uid, by_pid }),
+            &Self::Limited { process, ref resources, ref rounded, by_uid, by_pid, put_back } => {
+                Kind::Limits(proto::LimitsUpdate {
+                    process,
+                    resources: Some(resources.to_proto()),
+                    rounded: rounded.clone(),
+                    by_uid,
+                    by_pid,
+                    put_back,
+                })
+            }
             &Self::Terminated { process, run } => {
                 Kind::Terminated(proto::Terminated { process, run })
             }

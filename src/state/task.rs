@@ -1,11 +1,11 @@
 //! The state of a task, and the one function that advances it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::event::{Event, KillStage, Outcome, ProcessId, RunEnd, RunStep, Stamp};
 use super::process::{Process, Run, RunState, Settled, state_of};
 use crate::proto::{Usage, Verdict, VerdictReason};
-use crate::task::TaskSpec;
+use crate::task::{Resources, TaskSpec};
 
 /// Where a task is in its life (T41).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -173,6 +173,7 @@ pub struct TaskState {
     deadline: Option<u64>,
     usage: Option<Box<Usage>>,
     pause: Option<Pause>,
+    limited: BTreeMap<Option<u32>, Vec<String>>,
     processes: Vec<Process>,
     live: BTreeSet<u32>,
     pub(super) regular: Plan,
@@ -194,6 +195,7 @@ impl TaskState {
             deadline: None,
             usage: None,
             pause: None,
+            limited: BTreeMap::new(),
             processes: vec![Process::default(); spec.processes.len()],
             live: BTreeSet::new(),
             regular: Plan::default(),
@@ -213,7 +215,7 @@ impl TaskState {
         state
     }
 
-    /// The task.
+    /// The task as it is now: as it was accepted, with the limits that it was given since.
     pub fn spec(&self) -> &TaskSpec {
         &self.spec
     }
@@ -256,6 +258,12 @@ impl TaskState {
     /// The pause that it is in. Deadlines are then as they were when it began.
     pub fn pause(&self) -> Option<Pause> {
         self.pause
+    }
+
+    /// Whose limits were changed since the task was accepted, by index of the process (`None`: those of the task as a whole), and
+    /// which of these the kernel rounds. The limits themselves are those of [`TaskState::spec`].
+    pub fn limited(&self) -> &BTreeMap<Option<u32>, Vec<String>> {
+        &self.limited
     }
 
     /// Its processes, in declared order.
@@ -377,6 +385,9 @@ impl TaskState {
                 Some(_) => self.go_on(at),
                 None => return Err(ApplyError::IllegalPause { is_paused: false }),
             },
+            Event::Limited { process, resources, rounded, .. } => {
+                self.limit(*process, resources, rounded)?;
+            }
             &Event::Terminated { process, run } => {
                 let run = self.live_run_mut(process, run, "Terminated")?;
                 run.terminated = true;
@@ -423,6 +434,25 @@ impl TaskState {
             let delayed = std::mem::take(&mut plan.delayed);
             plan.ready.extend(delayed.into_iter().map(|(_, process)| process));
         }
+    }
+
+    /// Later runs have the new limits, as live ones are to have; what had none before may have some now.
+    fn limit(
+        &mut self,
+        process: Option<u32>,
+        resources: &Resources,
+        rounded: &[String],
+    ) -> Result<(), ApplyError> {
+        let new = (*resources != Resources::default()).then(|| resources.clone());
+        match process {
+            None => self.spec.resources = new,
+            Some(process) => match self.spec.processes.get_mut(process as usize) {
+                Some(of) => of.resources = new.map(Box::new),
+                None => return Err(self.unknown_process(process)),
+            },
+        }
+        self.limited.insert(process, rounded.to_vec());
+        Ok(())
     }
 
     /// Ends the pause, if there is one: whatever has a time is later by the length of it.

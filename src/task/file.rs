@@ -13,12 +13,12 @@ pub use super::diagnostic::{Diagnostic, Place, Report};
 use super::diagnostic::{Problem, Problems};
 use super::node::{NodeId, Tree, Value};
 use super::number::{self, Wrong};
-use super::resources::{NO_LIMIT, shown};
+use super::resources::{self, NO_LIMIT, shown};
 use super::schema::{self, Schema};
 pub use super::source::{MAX_FILE_BYTES, SourceError, read};
 use super::spec::{self, TaskSpec};
 use super::template::{self, Budget, Reference, Step, TemplateError};
-use super::validate::{self, MAX_ORDER_NAMES, MAX_PROCESSES, Names};
+use super::validate::{self, MAX_ORDER_NAMES, MAX_PROCESSES, Names, Violations};
 use super::{TaskId, check, quoted};
 use crate::proto;
 
@@ -95,6 +95,30 @@ fn accept(text: &str, bindings: &Bindings, problems: &mut Problems) -> Option<Ac
     let spec = reader.validate(&draft)?;
     let task = proto::Task { constraints: draft.task.constraints, ..spec.to_proto() };
     Some(Accepted { task_id: draft.task_id?, task, spec })
+}
+
+/// Reads a `resources` field, which is all that `source` has; `name` is what its errors call it. There is nothing that templates
+/// could refer to.
+///
+/// # Errors
+///
+/// Everything that is wrong with it, as of a task file.
+pub fn parse_resources(source: &str, name: &str) -> Result<proto::Resources, Report> {
+    let mut problems = Problems::default();
+    let bindings = Bindings::default();
+    let read = Tree::read(source, &mut problems).and_then(|tree| {
+        let mut reader = Reader::new(&tree, &bindings, &mut problems);
+        let scope = reader.open(tree.root(), &schema::LIMITS, String::new(), None)?;
+        let resources = reader.resources(&scope)?;
+        let mut violations = Violations::default();
+        resources::check(&resources, format_args!("resources"), &mut violations);
+        reader.report_violations(violations);
+        Some(resources)
+    });
+    match read {
+        Some(resources) if problems.list.is_empty() => Ok(resources),
+        _ => Err(Report::new(name, source, problems)),
+    }
 }
 
 /// A task as it was read.
@@ -767,8 +791,13 @@ impl<'t, 's, 'p> Reader<'t, 's, 'p> {
             Ok(_) => return None,
             Err(violations) => violations,
         };
+        self.report_violations(violations);
+        None
+    }
+
+    fn report_violations(&mut self, violations: Violations) {
         if self.problems.more > 0 || self.is_spent {
-            return None;
+            return;
         }
         let mut said: HashSet<String> =
             self.problems.list.iter().map(|problem| problem.field.clone()).collect();
@@ -784,7 +813,6 @@ impl<'t, 's, 'p> Reader<'t, 's, 'p> {
             self.report(node, field, violation.message, violation.expected);
         }
         self.problems.more += violations.more;
-        None
     }
 
     /// The node at a path.

@@ -10,6 +10,7 @@
 //! The rules of the schema live in [`validate`] alone; [`mod@file`] adds what only a text can get
 //! wrong, and gives every error its place. Only [`source`] touches the file system.
 
+pub mod change;
 pub mod diagnostic;
 pub mod file;
 pub mod graph;

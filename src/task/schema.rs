@@ -78,6 +78,9 @@ pub(super) static RESOURCES: Schema = Schema {
     ],
 };
 
+/// Limits without their task.
+pub(super) static LIMITS: Schema = Schema { what: "limits", fields: &[field("resources")] };
+
 pub(super) static CPU_LIMIT: Schema = Schema {
     what: "a CPU limit",
     fields: &[field("cpus"), with_default("period", "100ms"), with_default("burst", "0")],

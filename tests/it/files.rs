@@ -403,3 +403,23 @@ fn bad_use_is_told() {
         assert_eq!((told.status, told.stdout.as_str()), (Some(1), ""), "{arguments:?} {told:?}");
     }
 }
+
+/// T15.
+#[test]
+fn a_default_task_id_has_the_local_time() {
+    let scene = Scene::new();
+    let zone = ("TZ", "XXX-11:30");
+    let hour = || {
+        let date = Command::new("date").env(zone.0, zone.1).arg("+x-%Y%m%d-%H%M").output().unwrap();
+        String::from_utf8(date.stdout).unwrap().trim().to_owned()
+    };
+    let mut command = scene.command(["run", "--name", "x", "--root"]);
+    command.arg(scene.root()).args(["--", "true"]).env(zone.0, zone.1);
+
+    let before = hour();
+    let told = scene.output(command);
+    let after = hour();
+
+    assert_eq!(told.status, Some(0), "{told:?}");
+    assert!(told.stdout.contains(&before) || told.stdout.contains(&after), "{before}: {told:?}");
+}

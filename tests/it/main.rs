@@ -20,4 +20,5 @@ mod pause;
 mod recover;
 mod support;
 mod terminal;
+mod update;
 mod usage;

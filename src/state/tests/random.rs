@@ -181,6 +181,14 @@ fn events() -> impl Strategy<Value = Event> {
             .prop_map(|((process, run), step)| Event::Run { process, run, step }),
         1 => (any::<u64>(), any::<bool>())
             .prop_map(|(deadline, lost)| Event::KillRequested { deadline, lost, by_uid: 0, by_pid: 0 }),
+        1 => prop::option::of(0..10u32).prop_map(|process| Event::Limited {
+            process,
+            resources: Box::default(),
+            rounded: Vec::new(),
+            by_uid: 0,
+            by_pid: 0,
+            put_back: false,
+        }),
         1 => Just(Event::Paused { by_uid: 0, by_pid: 0 }),
         1 => Just(Event::Resumed { by_uid: 0, by_pid: 0 }),
         1 => id.clone().prop_map(|(process, run)| Event::Terminated { process, run }),
@@ -202,6 +210,9 @@ fn may_follow(sim: &Sim, event: &Event) -> bool {
     };
     match *event {
         Event::Led(_) | Event::KillRequested { .. } | Event::Used(_) => true,
+        Event::Limited { process, .. } => {
+            process.is_none_or(|process| (process as usize) < state.processes().len())
+        }
         Event::Paused { .. } => state.pause().is_none(),
         Event::Resumed { .. } => state.pause().is_some(),
         Event::Entered(to) => match state.phase() {

@@ -14,6 +14,8 @@ use crate::state::{
     TaskState,
 };
 
+use crate::task::Resources;
+
 fn read(kind: Kind) -> Result<Event, RecordError> {
     Event::from_record(Record { kind: Some(kind), ..Record::default() })
 }
@@ -39,6 +41,16 @@ fn every_event_comes_back_from_its_record() {
             dropped_bytes: 5,
         }),
         Event::KillRequested { deadline: 9, lost: true, by_uid: 8, by_pid: 7 },
+        Event::Paused { by_uid: 8, by_pid: 7 },
+        Event::Resumed { by_uid: 8, by_pid: 7 },
+        Event::Limited {
+            process: Some(3),
+            resources: Box::new(Resources { ram: Some(1 << 30), ..Resources::default() }),
+            rounded: vec!["resources.ram: 0 is in force, 1 was asked for".into()],
+            by_uid: 8,
+            by_pid: 7,
+            put_back: true,
+        },
         Event::Terminated { process: 3, run: 2 },
         Event::Doomed { process: 3, run: 2, stage: KillStage::Teardown },
         Event::Used(Box::new(Usage { oom_kills: Some(2), ..Usage::default() })),

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use dewar::control::{self, ControlError, Request};
 use dewar::proto::record::Kind;
-use dewar::proto::{Containment, PauseTask, ResumeTask};
+use dewar::proto::{Containment, PauseTask, Resources, ResumeTask, UpdateLimits};
 use dewar::task::TaskId;
 
 use super::bench::{Bench, History, PATIENCE, Runner};
-use super::tasks::Case;
+use super::tasks::{Ask, Case};
 
 /// Tasks that are driven at one time.
 const THREADS: usize = 4;
@@ -98,8 +98,8 @@ fn drive(
         if let Some(wait) = case.kill {
             ask_for_end(bench, id, wait);
         }
-        if case.pauses {
-            ask_for_pause(bench, id);
+        if let Some(ask) = case.asks {
+            ask_for(bench, id, ask);
         }
         if Instant::now() > deadline {
             panic!("{}", bench.describe(id, "the task does not end"));
@@ -120,24 +120,32 @@ fn ask_for_end(bench: &Bench, id: &TaskId, wait: Duration) {
     }
 }
 
-/// Asks for a pause once the task is ready, and then for its end; again only if no runner has recorded that it was asked.
-fn ask_for_pause(bench: &Bench, id: &TaskId) {
+/// Asks once the task is ready, and again only if no runner has recorded that it was asked.
+fn ask_for(bench: &Bench, id: &TaskId, ask: Ask) {
     let history = bench.history(id);
     let has = |wanted: fn(&Kind) -> bool| {
         history.records.iter().filter_map(|record| record.kind.as_ref()).any(wanted)
     };
-    let request = if has(|kind| matches!(kind, Kind::Resumed(_))) {
-        return;
-    } else if has(|kind| matches!(kind, Kind::Paused(_))) {
-        bench.touch(id, "resumed");
-        Request::Resume(ResumeTask {})
-    } else if is_ready(bench, id, &history) {
-        Request::Pause(PauseTask {})
-    } else {
-        return;
+    let is_paused = has(|kind| matches!(kind, Kind::Paused(_)));
+    if has(|kind| matches!(kind, Kind::Resumed(_) | Kind::Limits(_))) {
+        return bench.touch(id, "asked");
+    }
+    let request = match ask {
+        Ask::Pause if is_paused => Request::Resume(ResumeTask {}),
+        _ if !is_ready(bench, id, &history) => return,
+        Ask::Pause => Request::Pause(PauseTask {}),
+        Ask::Limit => Request::Update(UpdateLimits {
+            process: Some("a".to_owned()),
+            // Of the one controller that cgroup v2 has on hybrid hosts too.
+            change: Some(Resources {
+                hugetlb: [("2MB".to_owned(), 4 << 20)].into(),
+                ..Resources::default()
+            }),
+            force: false,
+        }),
     };
     match control::order(bench.root(), id, request) {
-        Ok(()) | Err(ControlError::Absent(_) | ControlError::Unanswered(_)) => {}
+        Ok(_) | Err(ControlError::Absent(_) | ControlError::Unanswered(_)) => {}
         Err(error) => panic!("{}", bench.describe(id, &format!("{error:?}"))),
     }
 }

@@ -18,13 +18,21 @@ pub(super) struct Case {
     pub(super) file: Value,
     /// Once process 0 runs and has made `ready` in the sandbox, its end is asked for, in this time.
     pub(super) kill: Option<Duration>,
-    /// Once process 0 runs and has made `ready` in the sandbox, the task is paused, `resumed` is made there, and the task
-    /// goes on.
-    pub(super) pauses: bool,
+    /// Once process 0 runs and has made `ready` in the sandbox, this is asked for, and then `asked` is made there.
+    pub(super) asks: Option<Ask>,
     /// How it ends.
     pub(super) end: Phase,
     /// The runs of each process.
     pub(super) runs: Vec<Runs>,
+}
+
+/// What is asked for while a task runs.
+#[derive(Clone, Copy)]
+pub(super) enum Ask {
+    /// A pause; and, once there is one, its end.
+    Pause,
+    /// Another limit of process 0.
+    Limit,
 }
 
 /// The states of the runs of a process.
@@ -49,6 +57,7 @@ impl Case {
             kill_with_a_finalizer(),
             lost_coordinator(),
             paused(),
+            limited(),
         ]
     }
 
@@ -112,7 +121,7 @@ pub(super) fn retries() -> Case {
         name: "retries",
         file: json!({"name": "retries", "processes": [a]}),
         kill: None,
-        pauses: false,
+        asks: None,
         end: Phase::Failed,
         runs: vec![Runs::Extra("FFF")],
     }
@@ -133,7 +142,7 @@ fn finalizers() -> Case {
             "constraints": [{"order": ["f1", "f2"]}],
         }),
         kill: None,
-        pauses: false,
+        asks: None,
         end: Phase::Success,
         runs: vec![Runs::Extra("S"), Runs::Instead("FS"), Runs::Extra("S")],
     }
@@ -157,7 +166,7 @@ fn leftover() -> Case {
             "constraints": [{"order": ["a", "b"]}],
         }),
         kill: None,
-        pauses: false,
+        asks: None,
         end: Phase::Success,
         runs: vec![Runs::Extra("S"), Runs::Extra("S")],
     }
@@ -171,7 +180,7 @@ fn kill_of_a_deaf_run() -> Case {
         name: "deaf",
         file: json!({"name": "deaf", "processes": [deaf("a"), f]}),
         kill: Some(Duration::from_millis(300)),
-        pauses: false,
+        asks: None,
         end: Phase::Killed,
         runs: vec![Runs::Instead("K"), Runs::OnlyAfterLoss("S")],
     }
@@ -191,7 +200,7 @@ fn kill_with_a_finalizer() -> Case {
         name: "graceful",
         file: json!({"name": "graceful", "processes": [process("a", "touch ready; exec sleep 600"), f]}),
         kill: Some(Duration::from_secs(30)),
-        pauses: false,
+        asks: None,
         end: Phase::Killed,
         runs: vec![Runs::Instead("K"), Runs::Extra("S")],
     }
@@ -204,20 +213,36 @@ fn lost_coordinator() -> Case {
         name: "lost",
         file: json!({"name": "lost", "processes": [process("a", command)]}),
         kill: None,
-        pauses: false,
+        asks: None,
         end: Phase::Success,
         runs: vec![Runs::Instead("LS")],
     }
 }
 
+/// A run that waits until what is asked for was recorded.
+fn waits() -> Value {
+    process("a", "touch ready; while [ ! -e asked ]; do sleep 0.02; done; exit 0")
+}
+
 /// A run that is frozen and goes on to its end.
 fn paused() -> Case {
-    let waits = "touch ready; while [ ! -e resumed ]; do sleep 0.02; done; exit 0";
     Case {
         name: "paused",
-        file: json!({"name": "paused", "processes": [process("a", waits)]}),
+        file: json!({"name": "paused", "processes": [waits()]}),
         kill: None,
-        pauses: true,
+        asks: Some(Ask::Pause),
+        end: Phase::Success,
+        runs: vec![Runs::Extra("S")],
+    }
+}
+
+/// A run whose limits change.
+fn limited() -> Case {
+    Case {
+        name: "limited",
+        file: json!({"name": "limited", "processes": [waits()]}),
+        kill: None,
+        asks: Some(Ask::Limit),
         end: Phase::Success,
         runs: vec![Runs::Extra("S")],
     }
