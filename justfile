@@ -15,14 +15,15 @@ vm-test *ARGUMENTS:
 check:
     cargo fmt --check
     cargo clippy --workspace --all-targets -- -D warnings
+    cargo clippy -p vm-tests --test guest -- -D warnings
 
 # Both programs, as they are shipped: target/release/dewar and target/release/dewar-runner.
 build:
     cargo build --release --locked
 
-# Time and size against floors measured in the same run.
-bench: build
-    cargo bench --bench run
+# Time and size against floors measured in the same run: all, or one of one, wide, asleep, replay, samples, thousand, kill.
+bench PART="": build
+    cargo bench --bench run -- {{PART}}
 
 # Fuzz one decoder: frame, record, task_file or template. Needs cargo-fuzz and a nightly toolchain.
 fuzz TARGET SECONDS="600":

@@ -132,6 +132,12 @@ impl Dir {
         Ok(Self { fd, path: self.path.clone() })
     }
 
+    /// The same directory, opened anew: with locks of its own.
+    pub(super) fn reopen(&self) -> Result<OwnedFd, CgroupError> {
+        openat(&self.fd, ".", DIRECTORY, Mode::empty())
+            .map_err(|errno| sys("open", &self.path, errno))
+    }
+
     /// Removes this cgroup itself, which must be empty; that it is gone already is as good.
     pub(super) fn rmdir(&self) -> Result<(), Errno> {
         let Some(name) = self.path.file_name() else { return Err(Errno::EBUSY) };

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::list::NumberList;
 use super::quoted;
-use super::validate::{Violations, duration_to_proto};
+use super::validate::{Violation, Violations, duration_to_proto};
 use crate::proto;
 use crate::proto::io_max::Target;
 
@@ -70,6 +70,50 @@ pub struct Resources {
     pub disk: Option<u64>,
     /// GPUs, at least 1.
     pub gpu: Option<u32>,
+}
+
+impl Resources {
+    /// Takes `resources`, found at `field`, if they keep every rule: those of a task, or the part of them that is to be changed.
+    ///
+    /// # Errors
+    ///
+    /// Every rule that they break and where.
+    pub fn from_proto(resources: &proto::Resources, field: &str) -> Result<Self, Vec<Violation>> {
+        let mut violations = Violations::default();
+        let checked = check(resources, format_args!("{field}"), &mut violations);
+        if violations.list.is_empty() { Ok(checked) } else { Err(violations.list) }
+    }
+
+    /// The same as a message; [`Resources::from_proto`] gives `self` back.
+    pub fn to_proto(&self) -> proto::Resources {
+        proto::Resources {
+            cpu: self.cpu,
+            ram_bytes: self.ram,
+            disk_bytes: self.disk,
+            gpu: self.gpu,
+            cpu_limit: self.cpu_limit.map(|limit| proto::CpuLimit {
+                cpus: limit.cpus,
+                period: Some(duration_to_proto(limit.period)),
+                burst: Some(duration_to_proto(limit.burst)),
+            }),
+            memory_high_bytes: self.memory_high,
+            memory_low_bytes: self.memory_low,
+            memory_min_bytes: self.memory_min,
+            swap_bytes: self.swap,
+            oom_group: self.oom_group,
+            pids: self.pids,
+            io: (self.io != Io::default()).then(|| proto::Io {
+                weight: self.io.weight,
+                max: self.io.max.iter().map(io_max_to_proto).collect(),
+            }),
+            cpuset: (self.cpuset != Cpuset::default()).then(|| proto::Cpuset {
+                cpus: self.cpuset.cpus.as_ref().map(ToString::to_string),
+                mems: self.cpuset.mems.as_ref().map(ToString::to_string),
+            }),
+            hugetlb: self.hugetlb.clone(),
+            cgroup: self.cgroup.clone(),
+        }
+    }
 }
 
 /// A ceiling of CPU time.
@@ -488,37 +532,6 @@ pub(super) fn shown(key: &str) -> String {
 
 fn micros(duration: Duration) -> String {
     format!("{} us", duration.as_micros())
-}
-
-/// The message that [`check`] makes `resources` of.
-pub(super) fn to_proto(resources: &Resources) -> proto::Resources {
-    proto::Resources {
-        cpu: resources.cpu,
-        ram_bytes: resources.ram,
-        disk_bytes: resources.disk,
-        gpu: resources.gpu,
-        cpu_limit: resources.cpu_limit.map(|limit| proto::CpuLimit {
-            cpus: limit.cpus,
-            period: Some(duration_to_proto(limit.period)),
-            burst: Some(duration_to_proto(limit.burst)),
-        }),
-        memory_high_bytes: resources.memory_high,
-        memory_low_bytes: resources.memory_low,
-        memory_min_bytes: resources.memory_min,
-        swap_bytes: resources.swap,
-        oom_group: resources.oom_group,
-        pids: resources.pids,
-        io: (resources.io != Io::default()).then(|| proto::Io {
-            weight: resources.io.weight,
-            max: resources.io.max.iter().map(io_max_to_proto).collect(),
-        }),
-        cpuset: (resources.cpuset != Cpuset::default()).then(|| proto::Cpuset {
-            cpus: resources.cpuset.cpus.as_ref().map(ToString::to_string),
-            mems: resources.cpuset.mems.as_ref().map(ToString::to_string),
-        }),
-        hugetlb: resources.hugetlb.clone(),
-        cgroup: resources.cgroup.clone(),
-    }
 }
 
 fn io_max_to_proto(max: &IoMax) -> proto::IoMax {

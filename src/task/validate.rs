@@ -63,7 +63,7 @@ impl TaskSpec {
             name: self.name.clone(),
             processes: self.processes.iter().map(process_to_proto).collect(),
             constraints: constraints(&self.processes, &self.graph),
-            resources: self.resources.as_ref().map(resources::to_proto),
+            resources: self.resources.as_ref().map(Resources::to_proto),
             max_failures: Some(self.max_failures),
             max_concurrency: Some(self.max_concurrency),
             finalization_wait: Some(duration_to_proto(self.finalization_wait)),
@@ -482,7 +482,7 @@ fn process_to_proto(process: &ProcessSpec) -> proto::Process {
         min_duration: Some(duration_to_proto(process.min_duration)),
         r#final: Some(process.is_final),
         logger: process.logger.map(logger_to_proto),
-        resources: process.resources.as_deref().map(resources::to_proto),
+        resources: process.resources.as_deref().map(Resources::to_proto),
     }
 }
 

@@ -4,6 +4,8 @@
 #![allow(clippy::disallowed_methods, reason = "measures the real thing")]
 #![allow(clippy::unwrap_used)]
 
+mod usage;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -18,15 +20,32 @@ use dewar::task::{TaskId, TaskSpec};
 
 const DEWAR: &str = env!("CARGO_BIN_EXE_dewar");
 
+/// Measures a part, in a directory of its own files, and prints its rows.
+type Measure = fn(&Path);
+
+/// What is measured, by name.
+const PARTS: [(&str, Measure); 7] = [
+    ("one", |dir| {
+        one_process(dir);
+        end_of_task(dir);
+    }),
+    ("wide", wide),
+    ("asleep", asleep),
+    ("replay", replay),
+    ("samples", usage::samples),
+    ("thousand", |_| usage::thousand_tasks()),
+    ("kill", usage::kill),
+];
+
 fn main() {
     let dir = std::env::temp_dir().join(format!("dewar-bench-{}", std::process::id()));
     fs::create_dir_all(&dir).unwrap();
+    // Cargo says `--bench`; a name of ours measures that part alone.
+    let only = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
     println!("| what | floor | measured | ratio |\n|---|---|---|---|");
-    one_process(&dir);
-    end_of_task(&dir);
-    wide(&dir);
-    asleep(&dir);
-    replay(&dir);
+    let parts =
+        PARTS.iter().filter(|(name, _)| only.as_ref().is_none_or(|only| name.contains(only)));
+    parts.for_each(|(_, measure)| measure(&dir));
     fs::remove_dir_all(&dir).unwrap();
 }
 

@@ -21,7 +21,7 @@ fn sources(directory: PathBuf) -> Vec<PathBuf> {
 /// Names of all test functions of the crate.
 fn tests() -> BTreeSet<String> {
     let test = Regex::new(r"#\[test\]\s+(?:#\[[^\n]*\]\s+)*fn (\w+)").unwrap();
-    let files = ["src", "tests"].map(|name| sources(repository().join(name)));
+    let files = ["src", "tests", "vm-tests"].map(|name| sources(repository().join(name)));
     let texts = files.into_iter().flatten().map(|path| fs::read_to_string(path).unwrap());
     let names = |text: String| -> Vec<_> {
         test.captures_iter(&text).map(|found| found[1].to_owned()).collect()

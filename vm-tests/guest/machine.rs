@@ -1,10 +1,13 @@
 //! The guest as tests see it, and an independent reader of its cgroups.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use cgroups_rs::hierarchies::V2;
 use cgroups_rs::{Cgroup, Controller};
+
+use crate::support::{Finished, Scene, Task};
 
 /// Where cgroup v2 is mounted on the boots that have all of it.
 pub(crate) const CGROUP2: &str = "/sys/fs/cgroup";
@@ -24,6 +27,50 @@ pub(crate) fn keyed(cgroup: &Path, file: &str, key: &str) -> u64 {
     let text = read(cgroup, file);
     let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
     value.unwrap_or_else(|| panic!("no {key} in {file}: {text}")).parse().unwrap()
+}
+
+/// Runs a task to its end in a mount namespace of its own, in which `script` has been run before.
+#[track_caller]
+pub(crate) fn run_where(scene: &Scene, script: &str, task: &Task, more: &[&str]) -> Finished {
+    let run = scene.run_command(task, more);
+    let mut command = Command::new("unshare");
+    command.args(["-m", "bash", "-e", "-c"]).arg(format!("{script}\nexec \"$@\"")).arg("bash");
+    command.arg(run.get_program()).args(run.get_args());
+    scene.follow(command).finish()
+}
+
+/// A cgroup that a test made, gone again when it is dropped.
+pub(crate) struct Scratch(PathBuf);
+
+impl Scratch {
+    /// Makes it, with the controllers that are named handed on to what is made in it.
+    #[track_caller]
+    pub(crate) fn new(path: &str, controllers: &[&str]) -> Self {
+        fs::create_dir(path).unwrap();
+        let scratch = Self(PathBuf::from(path));
+        for controller in controllers {
+            scratch.write("cgroup.subtree_control", &format!("+{controller}"));
+        }
+        scratch
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    #[track_caller]
+    pub(crate) fn write(&self, file: &str, text: &str) {
+        let path = self.0.join(file);
+        fs::write(&path, text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        for base in ["dewar/supervisor", "dewar/tasks", "dewar", "supervisor", "tasks", ""] {
+            let _ = fs::remove_dir(self.0.join(base));
+        }
+    }
 }
 
 /// A cgroup as cgroups-rs reads it, which shares no code with dewar.

@@ -11,6 +11,8 @@ pub(crate) struct Arguments {
     pub(crate) boots: Vec<String>,
     /// Only tests whose `boot::suite::name` contains this.
     pub(crate) filter: String,
+    /// Fetch what comes over the network, and no more.
+    pub(crate) fetch: bool,
     /// Name the tests, boot nothing.
     pub(crate) list: bool,
     /// Chances of the power cuts are taken by this, and not by the clock.
@@ -28,7 +30,7 @@ pub(crate) enum ArgumentsError {
     NoBoot(String),
     #[error("--seed needs a number below 2^64")]
     NoSeed,
-    #[error("unknown option {0}; there are --boot NAME, --seed NUMBER and --list")]
+    #[error("unknown option {0}; there are --boot NAME, --fetch, --list and --seed NUMBER")]
     Unknown(String),
     #[error("one filter, not {0:?} and {1:?}")]
     Filters(String, String),
@@ -53,6 +55,7 @@ impl Arguments {
                     }
                     arguments.boots.push(name);
                 }
+                "--fetch" => arguments.fetch = true,
                 "--list" => arguments.list = true,
                 "--seed" => {
                     let seed = given.next().and_then(Result::ok).and_then(|seed| seed.parse().ok());
@@ -109,7 +112,7 @@ mod tests {
         assert!(refused(&["--boot"]).starts_with("--boot needs a name"));
         assert_eq!(
             refused(&["-v"]),
-            "unknown option -v; there are --boot NAME, --seed NUMBER and --list"
+            "unknown option -v; there are --boot NAME, --fetch, --list and --seed NUMBER"
         );
         assert_eq!(refused(&["a", "b"]), r#"one filter, not "a" and "b""#);
     }

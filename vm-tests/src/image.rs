@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use vm_tests::place::{MODULES, SUITES};
+use vm_tests::place::{ENTER, MODULES, SUITES};
 
 use crate::boots::Suite;
 use crate::build::{BuildError, Built, Place};
@@ -153,6 +153,15 @@ impl Image {
         {
             self.file(&format!("{MODULES}/{number:02}-{}.ko", module.name), 0o644, module.content);
         }
+        Ok(self)
+    }
+
+    /// Has the guest enter the Debian on its disk once its modules are loaded.
+    pub(crate) fn entering_debian(mut self, built: &Built) -> Result<Self, ImageError> {
+        let programs = [built.program("dewar")?, built.program("dewar-runner")?];
+        let programs = programs.map(|program| program.display().to_string()).join(" ");
+        let script = format!("programs=({programs})\n{}", include_str!("enter-debian.sh"));
+        self.file(ENTER, 0o755, script.into_bytes());
         Ok(self)
     }
 

@@ -20,6 +20,9 @@ pub mod place {
     /// Kernel modules in the order in which they are loaded: `00-name.ko` and so on.
     pub const MODULES: &str = "/modules";
 
+    /// A script that leads to another root, from which to go on; most images have none.
+    pub const ENTER: &str = "/enter.sh";
+
     /// Name of the virtio port over which the lines go.
     pub const PORT: &str = "dewar.results";
 }

@@ -8,6 +8,8 @@ mod boots;
 mod build;
 mod causes;
 mod cpio;
+mod debian;
+mod harness;
 mod image;
 mod kernel;
 mod kvm;
@@ -19,10 +21,10 @@ mod session;
 mod tool;
 
 use std::env;
+use std::error::Error;
 use std::process::ExitCode;
 
 use arguments::Arguments;
-use report::Report;
 
 fn main() -> ExitCode {
     let arguments = match Arguments::parse(env::args_os().skip(1)) {
@@ -33,10 +35,7 @@ fn main() -> ExitCode {
         }
     };
     match run(&arguments) {
-        Ok(report) => {
-            println!("\n{}", report.total());
-            if report.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-        }
+        Ok(status) => status,
         Err(error) => {
             eprintln!("vm-tests: {}", causes::chain(error.as_ref()));
             ExitCode::FAILURE
@@ -44,10 +43,19 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: &Arguments) -> Result<Report, Box<dyn std::error::Error>> {
+fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let place = build::Place::find()?;
     let kernels = kernel::fetch(&place)?;
+    let debian = debian::fetch(&place)?;
+    if arguments.fetch {
+        return Ok(ExitCode::SUCCESS);
+    }
     let built = build::all(&place)?;
-    let report = session::run_all(arguments, &place, &kernels, &built)?;
-    Ok(report)
+    if arguments.list {
+        session::list(arguments, &built)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let report = session::run_all(arguments, &place, &kernels, &debian, &built)?;
+    println!("\n{}", report.total());
+    Ok(if report.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

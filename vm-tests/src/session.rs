@@ -4,22 +4,26 @@ use std::collections::VecDeque;
 use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use serde_json::Value;
 use vm_tests::wire::{Event, Order, Outcome};
 
 use crate::arguments::Arguments;
-use crate::boots::{BOOTS, Boot, POWER_CUT, Suite};
+use crate::boots::{self, BOOTS, Boot, Root, Suite};
 use crate::build::{Built, Place};
+use crate::harness;
 use crate::image::Image;
 use crate::kernel::Kernel;
 use crate::kvm::Kvm;
 use crate::power;
 use crate::qemu::{Accelerator, Drive, Hardware, Lost, Machine};
 use crate::report::Report;
+use crate::tool;
 
 /// A machine that has not booted by then never will.
-const BOOTS_WITHIN: Duration = Duration::from_secs(120);
+const BOOTS_WITHIN: Duration = Duration::from_secs(300);
 
 /// The same where the host's processor runs it: then it takes a second, or for ever.
 const PROBE_BOOTS_WITHIN: Duration = Duration::from_secs(5);
@@ -41,27 +45,29 @@ pub(crate) struct Test {
 /// A boot, and what runs on it.
 type Planned = (&'static Boot, VecDeque<Test>);
 
+/// Prints the names of the tests that are asked for.
+pub(crate) fn list(arguments: &Arguments, built: &Built) -> Result<(), Box<dyn Error>> {
+    for (boot, tests) in plan(arguments, built)? {
+        tests.iter().for_each(|test| println!("{}", test.full_name(boot)));
+    }
+    Ok(())
+}
+
 /// Runs whatever is asked for.
 pub(crate) fn run_all(
     arguments: &Arguments,
     place: &Place,
     kernels: &[Kernel],
+    debian: &Path,
     built: &Built,
 ) -> Result<Report, Box<dyn Error>> {
     let plan = plan(arguments, built)?;
     let mut report = Report::default();
-    if arguments.list {
-        for (boot, test) in
-            plan.iter().flat_map(|(boot, tests)| tests.iter().map(move |test| (boot, test)))
-        {
-            println!("{}", test.full_name(boot));
-        }
-        return Ok(report);
-    }
     fs::create_dir_all(place.cache.join("logs"))?;
     let image = Image::base(place, built)?;
     let kvm = Kvm::new(&place.cache);
-    let mut session = Session { place, kernels, image, kvm, accelerator: None };
+    let mut session = Session { place, kernels, debian, built, image, kvm, accelerator: None };
+    report.add(harness::run_all(&mut session, |name| arguments.wants_all_of(name))?);
     for (boot, tests) in plan {
         report.add(session.boot(boot, tests)?);
     }
@@ -94,7 +100,7 @@ fn plan(arguments: &Arguments, built: &Built) -> Result<Vec<Planned>, Box<dyn Er
             plan.push((boot, tests));
         }
     }
-    if plan.is_empty() && !arguments.wants_all_of(POWER_CUT.name) {
+    if plan.is_empty() && !boots::names().any(|name| arguments.wants_all_of(name)) {
         return Err(format!("no test has {:?} in its name", arguments.filter).into());
     }
     Ok(plan)
@@ -114,6 +120,8 @@ impl Test {
 pub(crate) struct Session<'a> {
     place: &'a Place,
     kernels: &'a [Kernel],
+    debian: &'a Path,
+    built: &'a Built,
     image: Image,
     kvm: Kvm,
     /// Known once a machine has booted.
@@ -131,7 +139,7 @@ impl Session<'_> {
                 break;
             }
             let begun = Instant::now();
-            let mut machine = self.machine(boot, &initrd, &[])?;
+            let mut machine = self.machine(boot, &initrd, &self.drives(boot))?;
             println!("     booted in {:.1} s", begun.elapsed().as_secs_f64());
             drain(&mut machine, boot, &mut tests, &mut report);
         }
@@ -144,6 +152,13 @@ impl Session<'_> {
             println!("console: {}", self.log(boot).display());
         }
         Ok(report)
+    }
+
+    /// What `dewar status` tells of the tasks in `root`, here on the host.
+    pub(crate) fn status(&self, root: &Path) -> Result<Vec<Value>, Box<dyn Error>> {
+        let mut status = Command::new(self.built.program("dewar")?);
+        let told = tool::text(status.args(["status", "--output", "json", "--root"]).arg(root))?;
+        Ok(told.lines().map(serde_json::from_str).collect::<Result<_, _>>()?)
     }
 
     /// Where things are kept.
@@ -159,8 +174,21 @@ impl Session<'_> {
     /// The first root of a boot.
     pub(crate) fn initrd(&self, boot: &Boot) -> Result<PathBuf, Box<dyn Error>> {
         let initrd = self.place.cache.join(format!("{}.cpio", boot.name));
-        fs::write(&initrd, self.image.clone().with_modules(self.kernel(boot)?)?.archive())?;
+        let mut image = self.image.clone().with_modules(self.kernel(boot)?)?;
+        if boot.root == Root::Debian {
+            image = image.entering_debian(self.built)?;
+        }
+        fs::write(&initrd, image.archive())?;
         Ok(initrd)
+    }
+
+    fn drives(&self, boot: &Boot) -> Vec<Drive> {
+        let disk =
+            |path: &Path| Drive { disk: path.to_owned(), serial: "debian".to_owned(), log: None };
+        match boot.root {
+            Root::Bare => Vec::new(),
+            Root::Debian => vec![disk(self.debian)],
+        }
     }
 
     /// A machine that is ready.

@@ -5,6 +5,7 @@
 //! stands before a cut had been told by then, and must be found after it.
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// Bytes of the disk that the file system takes. What was told begins behind it.
 pub const FILE_SYSTEM: u64 = 96 << 20;
@@ -62,6 +63,27 @@ impl Told {
         }
     }
 
+    /// Whether tasks show it, given what `dewar status` tells of each.
+    ///
+    /// # Errors
+    ///
+    /// What is missing, or is another than was told.
+    pub fn is_shown_by(&self, tasks: &[Value]) -> Result<(), String> {
+        let of = tasks.iter().find(|view| view["taskId"] == *self.task());
+        let view = of.ok_or_else(|| format!("{self:?}: there is no such task"))?;
+        let shown = match self {
+            // Whether it was obeyed is seen when the task has ended.
+            Self::Accepted { .. } | Self::Killed { .. } => view["state"] != "TASK_STATE_CORRUPT",
+            Self::Ended { state, .. } => view["state"] == **state,
+            Self::Ran { process, run, state, .. } => {
+                let mut processes = view["processes"].as_array().into_iter().flatten();
+                let runs = processes.find(|of| of["name"] == **process).map(|of| &of["runs"]);
+                runs.is_some_and(|runs| runs[*run as usize]["state"] == **state)
+            }
+        };
+        if shown { Ok(()) } else { Err(format!("{self:?}: {view:#}")) }
+    }
+
     /// A sector that says so.
     ///
     /// # Panics
@@ -87,7 +109,39 @@ impl Told {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn what_was_told_is_shown_by_the_same_task_in_the_same_state_or_it_is_not() {
+        let view = |state: &str| {
+            let runs = json!([{ "run": 0, "state": "PROCESS_STATE_FAILED" }]);
+            vec![
+                json!({ "taskId": "t", "state": state, "processes": [{ "name": "p", "runs": runs }] }),
+            ]
+        };
+        let task = || "t".to_owned();
+        let ran = |run, state: &str| Told::Ran {
+            task: task(),
+            process: "p".into(),
+            run,
+            state: state.into(),
+        };
+        let killed = view("TASK_STATE_KILLED");
+
+        assert_eq!(ran(0, "PROCESS_STATE_FAILED").is_shown_by(&killed), Ok(()));
+        assert!(ran(0, "PROCESS_STATE_SUCCESS").is_shown_by(&killed).is_err());
+        assert!(ran(1, "PROCESS_STATE_FAILED").is_shown_by(&killed).is_err());
+        assert!(
+            Told::Ended { task: task(), state: "TASK_STATE_LOST".into() }
+                .is_shown_by(&killed)
+                .is_err()
+        );
+        assert_eq!(Told::Accepted { task: task() }.is_shown_by(&killed), Ok(()));
+        assert!(Told::Accepted { task: task() }.is_shown_by(&view("TASK_STATE_CORRUPT")).is_err());
+        assert!(Told::Accepted { task: "u".into() }.is_shown_by(&killed).is_err());
+    }
 
     #[test]
     fn a_sector_says_what_was_written_to_it() {

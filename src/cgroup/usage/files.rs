@@ -1,6 +1,6 @@
 //! The files of a sample, and what each of them fills in. Pure.
 
-use super::parse::{io_devices, keyed, micros, number, pressure};
+use super::parse::{all_keyed, io_devices, keyed, micros, number, pressure};
 use crate::proto::{
     CpuUsage, IoUsage, MemoryEvents, MemoryUsage, PidsUsage, PressureUsage, Sample,
 };
@@ -30,6 +30,13 @@ pub(super) const FILES: [File; 18] = [
     ("io.pressure", |to, text| pressures(to).io = Some(pressure(text))),
 ];
 
+/// Takes the content of the file `name` into a sample.
+pub(super) fn take(sample: &mut Sample, name: &str, text: &[u8]) {
+    if let Some((_, take)) = FILES.iter().find(|(file, _)| *file == name) {
+        take(sample, text);
+    }
+}
+
 /// Fills in what follows from the files together, once all are taken.
 pub(super) fn finish(sample: &mut Sample) {
     if let Some(memory) = &mut sample.memory {
@@ -39,35 +46,30 @@ pub(super) fn finish(sample: &mut Sample) {
 }
 
 fn cpu_stat(to: &mut Sample, text: &[u8]) {
-    let time = |key| keyed(text, key).and_then(micros);
+    let [time, user, system, throttled] =
+        all_keyed(text, ["usage_usec", "user_usec", "system_usec", "throttled_usec"])
+            .map(|time| time.and_then(micros));
+    let [periods, throttled_periods] = all_keyed(text, ["nr_periods", "nr_throttled"]);
     to.cpu = Some(CpuUsage {
-        time: time("usage_usec"),
-        user_time: time("user_usec"),
-        system_time: time("system_usec"),
-        periods: keyed(text, "nr_periods"),
-        throttled_periods: keyed(text, "nr_throttled"),
-        throttled_time: time("throttled_usec"),
+        time,
+        user_time: user,
+        system_time: system,
+        periods,
+        throttled_periods,
+        throttled_time: throttled,
     });
 }
 
 fn memory_stat(to: &mut Sample, text: &[u8]) {
     let memory = memory(to);
-    memory.anon_bytes = keyed(text, "anon");
-    memory.file_bytes = keyed(text, "file");
-    memory.kernel_bytes = keyed(text, "kernel");
-    memory.inactive_file_bytes = keyed(text, "inactive_file");
+    [memory.anon_bytes, memory.file_bytes, memory.kernel_bytes, memory.inactive_file_bytes] =
+        all_keyed(text, ["anon", "file", "kernel", "inactive_file"]);
 }
 
-/// `memory.events`, or `memory.events.local`.
-pub(super) fn memory_events(text: &[u8]) -> MemoryEvents {
-    MemoryEvents {
-        low: keyed(text, "low"),
-        high: keyed(text, "high"),
-        max: keyed(text, "max"),
-        oom: keyed(text, "oom"),
-        oom_kill: keyed(text, "oom_kill"),
-        oom_group_kill: keyed(text, "oom_group_kill"),
-    }
+fn memory_events(text: &[u8]) -> MemoryEvents {
+    let [low, high, max, oom, oom_kill, oom_group_kill] =
+        all_keyed(text, ["low", "high", "max", "oom", "oom_kill", "oom_group_kill"]);
+    MemoryEvents { low, high, max, oom, oom_kill, oom_group_kill }
 }
 
 fn memory(sample: &mut Sample) -> &mut MemoryUsage {
@@ -89,8 +91,8 @@ mod tests {
     fn sample(files: &[(&str, &str)]) -> Sample {
         let mut sample = Sample::default();
         for (name, text) in files {
-            let (_, take) = FILES.iter().find(|(file, _)| file == name).unwrap();
-            take(&mut sample, text.as_bytes());
+            assert!(FILES.iter().any(|(file, _)| file == name), "{name}");
+            take(&mut sample, name, text.as_bytes());
         }
         finish(&mut sample);
         sample

@@ -5,24 +5,27 @@ use std::os::fd::AsFd;
 use nix::fcntl::OFlag;
 
 use super::Buffer;
-use super::files::FILES;
+use super::files::take;
 use super::parse::sum;
 use crate::cgroup::Cgroup;
 use crate::proto::{IoDevice, Sample, Usage};
 
-/// The files that are kept: few, since every run waits for them.
-const KEPT: [&str; 6] =
-    ["cpu.stat", "memory.peak", "memory.events", "io.stat", "pids.peak", "pids.events"];
+/// The files that are kept: few, since every run waits for them. Of each controller the one that came first with it comes first: where
+/// that is not there, nor are the others.
+const KEPT: [&[&str]; 4] =
+    [&["cpu.stat"], &["memory.events", "memory.peak"], &["io.stat"], &["pids.events", "pids.peak"]];
 
 impl Cgroup {
     /// Reads what this cgroup and all beneath it, dead or alive, used up to now.
     pub fn usage(&self) -> Usage {
         let mut buffer = Buffer::new();
         let mut sample = Sample::default();
-        for (name, take) in FILES.iter().filter(|(name, _)| KEPT.contains(name)) {
-            let Ok(file) = self.dir().open_file(name, OFlag::O_RDONLY) else { continue };
-            if let Ok(text) = buffer.read(file.as_fd()) {
-                take(&mut sample, text);
+        for controller in KEPT {
+            for name in controller {
+                let Ok(file) = self.dir().open_file(name, OFlag::O_RDONLY) else { break };
+                if let Ok(text) = buffer.read(file.as_fd()) {
+                    take(&mut sample, name, text);
+                }
             }
         }
         Usage::from(&sample)

@@ -8,10 +8,27 @@ use crate::proto::{IoDevice, Pressure, Stall};
 
 /// The value of `key` in lines of `key value`.
 pub(in crate::cgroup) fn keyed(text: &[u8], key: &str) -> Option<u64> {
-    lines(text).find_map(|line| {
-        let value = line.strip_prefix(key.as_bytes())?.strip_prefix(b" ")?;
-        number(value)
-    })
+    let [value] = all_keyed(text, [key]);
+    value
+}
+
+/// The value of each of `keys` in lines of `key value`, in one pass: `memory.stat` has 60 lines, and is read once a second of
+/// each task.
+pub(super) fn all_keyed<const N: usize>(text: &[u8], keys: [&str; N]) -> [Option<u64>; N] {
+    let mut values = [None; N];
+    let mut left = N;
+    for line in lines(text) {
+        let Some(end) = line.iter().position(|&byte| byte == b' ') else { continue };
+        let Some(found) = keys.iter().position(|key| key.as_bytes() == &line[..end]) else {
+            continue;
+        };
+        values[found] = number(&line[end + 1..]);
+        left -= 1;
+        if left == 0 {
+            break;
+        }
+    }
+    values
 }
 
 /// A decimal number that fits.
@@ -134,6 +151,15 @@ mod tests {
         assert_eq!(keyed(text, "system_usec"), Some(2));
         assert_eq!(keyed(text, "usage"), None);
         assert_eq!(keyed(text, "usec"), None);
+    }
+
+    #[test]
+    fn keys_are_found_in_any_order_and_each_has_its_own_value() {
+        let text = b"anon 4\nodd\nfile x\ninactive_file 9\nkernel 7\n";
+
+        let values = all_keyed(text, ["kernel", "anon", "file", "nonesuch"]);
+
+        assert_eq!(values, [Some(7), Some(4), None, None]);
     }
 
     #[test]

@@ -11,6 +11,9 @@ use cgroups_rs::cpuset::CpuSetController;
 use cgroups_rs::hugetlb::HugeTlbController;
 use cgroups_rs::memory::{MemController, SetMemory};
 use cgroups_rs::pid::PidController;
+use dewar::cgroup::{Applied, TaskCgroup};
+use dewar::proto;
+use dewar::task::{ProcessName, Resources, TaskId};
 use serde_json::{Value, json};
 
 use crate::machine::{CGROUP2, controller, keyed, read, theirs};
@@ -293,7 +296,7 @@ fn a_run_of_root_makes_a_bounded_number_of_cgroups_which_go_with_it() {
     let make = "cd /sys/fs/cgroup$(sed -n s/^0:://p /proc/self/cgroup)
         deep=.; n=0; while [ $n -lt 1000 ] && mkdir $deep/d 2>/dev/null; do deep=$deep/d; n=$((n+1)); done
         echo depth $n
-        mkdir $(seq -f w%g 2000) 2>/dev/null
+        mkdir $(seq -f w%g 1100) 2>/dev/null
         echo all $(sed -n 's/^nr_descendants //p' cgroup.stat)";
 
     let ended = scene.run(&task([p("a", make)]));
@@ -328,7 +331,7 @@ fn a_limit_of_memory_in_which_no_run_starts_is_named_in_the_verdict() {
 /// attack 33: 1 MiB at start: it runs, or it is told that it had no memory; whoever started it lives in any case.
 #[test]
 fn no_limit_of_memory_kills_a_coordinator() {
-    for kib in [32, 64, 128, 256, 512, 1024] {
+    for kib in [64, 256, 1024] {
         let scene = Scene::new();
         let small = p("a", "echo hi").with("resources", json!({ "ram": format!("{kib}KB") }));
 
@@ -380,11 +383,11 @@ fn a_run_for_which_the_task_has_no_process_left_is_told_why() {
 fn a_task_that_is_out_of_memory_loses_one_run_whole() {
     let scene = Scene::new();
     let hold = scene.gate("hold");
-    let hog = format!("sleep 600 & x=$(tr '\\0' x < /dev/zero | head -c 48M); {}", "echo never");
+    let hog = format!("sleep 600 & x=$(tr '\\0' x < /dev/zero | head -c 16M); {}", "echo never");
     let task = task([p("hog", hog), p("meek", format!("{}; echo lived", hold.hold()))]);
 
     let mut running = scene.spawn(
-        &task.with("resources", json!({ "ram": "32MB", "swap": 0 })).with("max_failures", 0),
+        &task.with("resources", json!({ "ram": "12MB", "swap": 0 })).with("max_failures", 0),
     );
     running.wait_for_run("hog", 0, "FAILED");
     hold.open();
@@ -398,7 +401,7 @@ fn a_task_that_is_out_of_memory_loses_one_run_whole() {
 #[test]
 fn a_ceiling_of_cpu_time_is_felt() {
     let scene = Scene::new();
-    let spin = "n=0; while [ $n -lt 4000 ]; do n=$((n+1)); done
+    let spin = "n=0; while [ $n -lt 2000 ]; do n=$((n+1)); done
         cat /sys/fs/cgroup$(sed -n s/^0:://p /proc/self/cgroup)/cpu.stat";
     let limited = p("a", spin).with("resources", json!({ "cpu_limit": 0.2 }));
 
@@ -501,6 +504,34 @@ fn what_the_kernel_rounds_is_told_at_once_and_kept() {
     for text in told.as_array().unwrap() {
         assert!(ended.stderr.contains(text.as_str().unwrap()), "{ended}");
     }
+}
+
+/// What `dewar update` stands on: a part of the limits, on a task that lives, in whichever order the kernel wants them.
+#[test]
+fn some_limits_of_a_live_task_are_changed_and_the_others_stay() {
+    let burst = json!({ "cpus": 1, "burst": "80ms" });
+    let held = Held::new(json!({ "ram": "64MB", "cpu_limit": burst }), json!({}));
+    let [task, leaf] = held.cgroups();
+    let id = TaskId::new(held.scene.id()).unwrap();
+    let live = TaskCgroup::open_existing(&task, &id).unwrap().unwrap();
+    let some = proto::Resources {
+        cpu_limit: Some(proto::CpuLimit { cpus: Some(0.5), ..Default::default() }),
+        cpuset: Some(proto::Cpuset { cpus: Some("1".to_owned()), mems: None }),
+        ..Default::default()
+    };
+    let some = Resources::from_proto(&some, "update").unwrap();
+
+    let applied = live.limit(&some, "update").unwrap();
+    live.enable_for_runs(&some);
+    let run = live.open_leaf(&ProcessName::new("a").unwrap(), 0).unwrap().unwrap();
+    let of_run = run.apply(&some, "update").unwrap();
+
+    assert_eq!((applied, of_run), (Applied::default(), Applied::default()));
+    assert_eq!(read(&task, "cpu.max"), "50000 100000");
+    assert_eq!(read(&task, "cpu.max.burst"), "0");
+    assert_eq!(read(&task, "memory.max"), (64 << 20).to_string());
+    assert_eq!(read(&leaf, "cpuset.cpus.effective"), "1");
+    held.end();
 }
 
 #[test]

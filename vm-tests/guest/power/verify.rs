@@ -1,8 +1,5 @@
 //! A look at one disk after a power cut. Attack 44, invariant 1.
 
-use std::collections::BTreeMap;
-
-use serde_json::Value;
 use vm_tests::told::Told;
 
 use super::{Disk, dewar, is_over, status, text};
@@ -21,61 +18,38 @@ disks! {
     disk_18: "18" disk_19: "19" disk_20: "20" disk_21: "21" disk_22: "22" disk_23: "23"
 }
 
-/// The tasks of a root by their ids.
-type Tasks = BTreeMap<String, Value>;
-
 fn whatever_was_told_is_there_and_every_task_ends(serial: &str) {
     let disk = Disk::mount(serial);
     let told = disk.told();
-    let found = tasks(&disk);
+    let found = status(&disk.root(), None);
     println!("{} told, {} tasks", told.len(), found.len());
-    for told in &told {
-        assert_is_there(told, &found);
-    }
+    told.iter().for_each(|told| told.is_shown_by(&found).unwrap());
 
-    for (task, view) in &found {
+    for view in &found {
         assert_ne!(view["state"], "TASK_STATE_CORRUPT", "{view:#}");
         if !is_over(&text(&view["state"])) {
-            let resumed = dewar("resume", &disk.root()).arg(task).output().unwrap();
+            let task = text(&view["taskId"]);
+            let resumed = dewar("resume", &disk.root()).arg(&task).output().unwrap();
             println!("{task} resumed: {}", String::from_utf8_lossy(&resumed.stderr));
         }
     }
 
-    let after = tasks(&disk);
+    let after = status(&disk.root(), None);
     assert_eq!(after.len(), found.len());
     for told in &told {
-        assert_is_there(told, &after);
+        told.is_shown_by(&after).unwrap();
         if let Told::Killed { task } = told {
-            assert_eq!(after[task]["state"], "TASK_STATE_KILLED", "{:#}", after[task]);
+            let state = "TASK_STATE_KILLED".to_owned();
+            Told::Ended { task: task.clone(), state }.is_shown_by(&after).unwrap();
         }
     }
-    for view in after.values() {
+    for view in &after {
         assert!(is_over(&text(&view["state"])), "{view:#}");
         for process in view["processes"].as_array().unwrap() {
             for (number, run) in (0..).zip(process["runs"].as_array().unwrap()) {
                 assert_eq!(run["run"], number, "a run of each number: {view:#}");
                 assert!(is_over(&text(&run["state"])), "{view:#}");
             }
-        }
-    }
-}
-
-fn tasks(disk: &Disk) -> Tasks {
-    status(&disk.root(), None).into_iter().map(|view| (text(&view["taskId"]), view)).collect()
-}
-
-#[track_caller]
-fn assert_is_there(told: &Told, tasks: &Tasks) {
-    let view = tasks.get(told.task()).unwrap_or_else(|| panic!("{told:?}: there is no such task"));
-    match told {
-        // Whether it was obeyed is seen when the task has ended.
-        Told::Accepted { .. } | Told::Killed { .. } => {}
-        Told::Ended { state, .. } => assert_eq!(view["state"], **state, "{told:?}: {view:#}"),
-        Told::Ran { process, run, state, .. } => {
-            let processes = view["processes"].as_array().unwrap();
-            let found = processes.iter().find(|found| found["name"] == **process);
-            let found = found.unwrap_or_else(|| panic!("{told:?}: {view:#}"));
-            assert_eq!(found["runs"][*run as usize]["state"], **state, "{told:?}: {view:#}");
         }
     }
 }

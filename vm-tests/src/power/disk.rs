@@ -44,6 +44,12 @@ pub(super) fn check(path: &Path) -> Result<(), ToolError> {
     tool::text(&mut check).map(drop)
 }
 
+/// Copies directory `name` of the file system on a disk, with all that is in it, into `to`. No root is needed for that.
+pub(super) fn read_out(disk: &Path, name: &str, to: &Path) -> Result<(), ToolError> {
+    let request = format!("rdump /{name} {}", to.display());
+    tool::text(Command::new("debugfs").args(["-R", &request]).arg(disk)).map(drop)
+}
+
 /// The disk as it is at one moment of its log after another, each later than the one before.
 pub(super) struct Replay<'a> {
     log: &'a Log,
@@ -89,6 +95,16 @@ impl<'a> Replay<'a> {
             }
         }
         Ok(cut)
+    }
+
+    /// Makes `path` the disk of a machine whose power was cut as entry `flush` of the log was done, and nothing after it.
+    pub(super) fn flushed(
+        &mut self,
+        flush: usize,
+        path: &Path,
+    ) -> Result<(), Box<dyn std::error::Error>> {
+        self.settle(flush)?;
+        Ok(copy(&self.durable, path)?)
     }
 
     fn settle(&mut self, until: usize) -> io::Result<()> {

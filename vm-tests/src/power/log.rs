@@ -74,10 +74,17 @@ impl Log {
 
     /// Does to `disk` what was asked for.
     pub(super) fn apply(&self, entry: &Entry, disk: &File) -> io::Result<()> {
-        let What::Write { .. } = entry.what else { return Ok(()) };
+        match entry.what {
+            What::Write { .. } => disk.write_all_at(&self.bytes(entry)?, entry.at),
+            What::Flush | What::Discard => Ok(()),
+        }
+    }
+
+    /// What was written.
+    pub(super) fn bytes(&self, entry: &Entry) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; usize::try_from(entry.length).map_err(io::Error::other)?];
         self.file.read_exact_at(&mut bytes, entry.data)?;
-        disk.write_all_at(&bytes, entry.at)
+        Ok(bytes)
     }
 }
 

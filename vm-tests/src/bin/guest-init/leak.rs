@@ -20,6 +20,9 @@ const LOOK: Duration = Duration::from_millis(5);
 /// Directories in which tests and dewar make files.
 const DIRECTORIES: [&str; 5] = ["/tmp", "/run", "/dev/shm", "/var/lib/dewar", "/root"];
 
+/// What is in them belongs to systemd, which makes and keeps files there as it likes.
+const SYSTEMD: &str = "/run/systemd";
+
 /// What dewar makes on a bare host and keeps.
 const KEPT: [&str; 3] = ["dewar", "dewar/supervisor", "dewar/tasks"];
 
@@ -40,6 +43,7 @@ pub(crate) fn snapshot() -> Snapshot {
         seen.extend(cgroups.map(|path| format!("cgroup {}", path.display())));
     }
     let files = DIRECTORIES.iter().flat_map(|directory| beneath(Path::new(directory)));
+    let files = files.filter(|path| !path.starts_with(SYSTEMD));
     seen.extend(files.map(|path| format!("file {}", path.display())));
     Snapshot(seen)
 }
@@ -69,7 +73,10 @@ pub(crate) fn clean(before: &Snapshot) {
     while Instant::now() < deadline {
         let mut left = processes::all();
         left.retain(|process| {
-            !process.is_kernel && process.state != 'Z' && !before.0.contains(&line(process))
+            !process.is_kernel
+                && process.pid != 1
+                && process.state != 'Z'
+                && !before.0.contains(&line(process))
         });
         for process in &left {
             // It may end by itself meanwhile.
@@ -92,7 +99,9 @@ pub(crate) fn clean(before: &Snapshot) {
 }
 
 fn processes() -> impl Iterator<Item = String> {
-    processes::all().into_iter().filter(|process| !process.is_kernel).map(|process| line(&process))
+    let all = processes::all().into_iter();
+    // Process 1 is there, whatever it calls itself.
+    all.filter(|process| !process.is_kernel && process.pid != 1).map(|process| line(&process))
 }
 
 fn line(process: &processes::Process) -> String {

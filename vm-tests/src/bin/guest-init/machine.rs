@@ -4,11 +4,12 @@ use std::error::Error;
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use nix::mount::{MsFlags, mount};
-use vm_tests::place::{MODULES, PORT};
+use nix::mount::{MsFlags, mount, umount};
+use vm_tests::place::{ENTER, MODULES, PORT};
 
 /// Controllers that a hybrid machine keeps on cgroup v1, with what each is mounted together with.
 const V1: [&str; 8] =
@@ -16,6 +17,9 @@ const V1: [&str; 8] =
 
 /// Where cgroups are mounted.
 const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// Where [`ENTER`] mounts the other root.
+const OTHER_ROOT: &str = "/mnt";
 
 /// What is mounted on any machine: type, place, data.
 const MOUNTS: [(&str, &str, &str); 8] = [
@@ -41,10 +45,38 @@ pub(crate) fn set_up() -> Result<(), Box<dyn Error>> {
     } else {
         mount_on("cgroup2", CGROUPS, "")?;
     }
-    for module in modules()? {
-        run(Command::new("insmod").arg(module))?;
-    }
+    load_modules()?;
     run(Command::new("ip").args(["link", "set", "lo", "up"]))
+}
+
+/// Whether process 1 is to be another, in another root.
+pub(crate) fn has_another_root() -> bool {
+    Path::new(ENTER).exists()
+}
+
+/// Becomes process 1 of the other root: returns only if that fails.
+pub(crate) fn enter() -> Result<(), Box<dyn Error>> {
+    // Those that it needs itself; the other mounts its own.
+    let mounts = ["/proc", "/sys", "/dev"];
+    for (kind, place, data) in MOUNTS.into_iter().filter(|(_, place, _)| mounts.contains(place)) {
+        mount_on(kind, place, data)?;
+    }
+    load_modules()?;
+    run(Command::new("bash").arg(ENTER))?;
+    for place in mounts {
+        umount(place).map_err(|errno| format!("unmount {place}: {errno}"))?;
+    }
+    Err(Command::new("switch_root").args([OTHER_ROOT, "/sbin/init"]).exec().into())
+}
+
+/// Waits until systemd has started all that it starts.
+pub(crate) fn settle() -> io::Result<()> {
+    // It fails where a unit has failed, which is for the tests to judge.
+    Command::new("systemctl").args(["is-system-running", "--wait"]).status().map(drop)
+}
+
+fn load_modules() -> Result<(), Box<dyn Error>> {
+    modules()?.iter().try_for_each(|module| run(Command::new("insmod").arg(module)))
 }
 
 fn mount_on(kind: &str, place: &str, data: &str) -> Result<(), Box<dyn Error>> {

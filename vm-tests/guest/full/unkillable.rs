@@ -1,0 +1,143 @@
+//! attack 28: what cannot be killed, and everything that can.
+
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::disk::Disk;
+use crate::support::{Pid, Scene, p, task};
+
+/// Writes to a file system that is frozen, which no signal ends.
+fn writes(to: &std::path::Path) -> String {
+    format!("echo x > {}/file", to.display())
+}
+
+fn is_unkillable(event: &Value) -> bool {
+    event["run"]["unkillable"].is_object()
+}
+
+/// Waits until a process is where no signal reaches it.
+#[track_caller]
+fn wait_for_state_d(pid: &Pid) {
+    let stat = format!("/proc/{}/stat", pid.number());
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !fs::read_to_string(&stat).unwrap().contains(") D ") {
+        assert!(Instant::now() < deadline, "{} does not get stuck", pid.number());
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_run_in_state_d_is_unkillable_at_the_deadline_and_is_resolved_when_it_goes() {
+    let scene = Scene::new();
+    let disk = Disk::new(&scene.path("disk"), 8);
+    let mount = disk.mount(&scene.path("mount"));
+    mount.freeze();
+    let stuck = p("stuck", writes(&scene.path("mount")));
+    let mut running = scene.spawn(&task([stuck, p("other", "sleep 60")]));
+    let (pid, _) = running.wait_until_running("stuck", 0);
+    running.wait_until_running("other", 0);
+    wait_for_state_d(&pid);
+
+    scene.kill(&["--wait", "0s"]);
+    let told = running.wait_for(is_unkillable);
+
+    assert_eq!(told["process"], "stuck", "{told}");
+    assert_eq!(told["run"]["state"], "PROCESS_STATE_RUNNING", "it has not ended: {told}");
+    let unkillable = &told["run"]["unkillable"];
+    let process = &unkillable["processes"][0];
+    assert_eq!((&unkillable["count"], &process["state"]), (&1.into(), &"D".into()), "{told}");
+    assert_eq!(process["pid"], pid.number(), "{told}");
+    assert!(process["wchan"].as_str().is_some_and(|wchan| !wchan.is_empty()), "{told}");
+    assert!(process["stack"].as_array().is_some_and(|stack| stack.len() > 2), "{told}");
+    // All else went on: the other run has ended, and a person is told.
+    running.wait_for_run("other", 0, "KILLED");
+    let status = scene.dewar(&["status", scene.id(), "-v"]);
+    assert!(status.stdout.contains("UNKILLABLE"), "{}", status.stdout);
+
+    mount.thaw();
+    let ended = running.finish();
+
+    ended.assert("KILLED", &[("stuck", "K"), ("other", "K")]);
+    let run = ended.run("stuck", 0);
+    assert_eq!(run["verdict"]["reason"], "VERDICT_REASON_KILLED", "{ended}");
+    assert!(run["unkillable"].is_object() && run["endTime"].is_string(), "{ended}");
+    assert_eq!(scene.cgroup(), None);
+}
+
+/// The first process ends, and what it left behind does not: the coordinator tells, not the runner.
+#[test]
+fn what_a_run_leaves_behind_in_state_d_is_told_too() {
+    let scene = Scene::new();
+    let disk = Disk::new(&scene.path("disk"), 8);
+    let mount = disk.mount(&scene.path("mount"));
+    mount.freeze();
+    let left = scene.gate("left");
+    let child = format!("({}; {}) &", left.tell(), writes(&scene.path("mount")));
+    let wait = format!(
+        "{child} child=$!; {}; while read -r stat < /proc/$child/stat; do case $stat in *\\ D\\ *) exit 4;; esac; done",
+        left.hold()
+    );
+    // The child tells the parent: both use the gate, and the test does not.
+    let mut running = scene.spawn(&task([p("a", wait)]));
+
+    let told = running.wait_for(is_unkillable);
+    let live = scene.status();
+    mount.thaw();
+    let ended = running.finish();
+
+    assert_eq!(told["run"]["unkillable"]["processes"][0]["state"], "D", "{told}");
+    assert_eq!(live["state"], "TASK_STATE_ACTIVE", "{live}");
+    ended.assert("FAILED", &[("a", "F")]);
+    assert_eq!(ended.run("a", 0)["exitCode"], 4, "{ended}");
+    assert!(ended.run("a", 0)["usage"].is_object(), "{ended}");
+}
+
+/// A run that nobody can kill, and whose coordinator and runner died: the next runner finds and tells it.
+#[test]
+fn a_run_in_state_d_that_lost_its_coordinator_is_told_and_lost_when_it_goes() {
+    let scene = Scene::new();
+    let disk = Disk::new(&scene.path("disk"), 8);
+    let mount = disk.mount(&scene.path("mount"));
+    mount.freeze();
+    let a = p("a", writes(&scene.path("mount"))).max_failures(1);
+    let mut running = scene.spawn(&task([a]));
+    let (pid, coordinator) = running.wait_until_running("a", 0);
+    wait_for_state_d(&pid);
+
+    coordinator.kill();
+    let told = running.wait_for(is_unkillable);
+    scene.kill(&["--wait", "0s"]);
+    mount.thaw();
+    let ended = running.finish();
+
+    assert_eq!(told["run"]["unkillable"]["processes"][0]["state"], "D", "{told}");
+    ended.assert("KILLED", &[("a", "L")]);
+    assert_eq!(
+        ended.run("a", 0)["verdict"]["reason"],
+        "VERDICT_REASON_COORDINATOR_LOST",
+        "{ended}"
+    );
+}
+
+/// Stopped, traced, frozen, or waiting for a child that has not executed yet: all of these die at once.
+#[test]
+fn whatever_else_does_not_run_dies_at_once() {
+    let scene = Scene::new();
+    let up = scene.gate("up");
+    let stopped = p("stopped", format!("{}; kill -STOP $$", up.tell()));
+    let frozen = p("frozen", format!("{}; sleep 600", up.tell()));
+    let mut running = scene.spawn(&task([stopped, frozen]).with("finalization_wait", 0.1));
+    running.wait_until_running("stopped", 0);
+    running.wait_until_running("frozen", 0);
+    fs::write(scene.leaf("frozen.0").join("cgroup.freeze"), "1").unwrap();
+
+    scene.kill(&["--wait", "0.1s"]);
+    let ended = running.finish();
+
+    ended.assert("KILLED", &[("stopped", "K"), ("frozen", "K")]);
+    let of_frozen = &ended.run("frozen", 0);
+    assert_eq!(of_frozen["unkillable"], Value::Null, "{ended}");
+}
