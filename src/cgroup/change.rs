@@ -154,7 +154,7 @@ mod tests {
             "hugetlb[2MB]=2MB".to_owned(),
             "cgroup[memory.zswap.max]=0".to_owned(),
         ]);
-        let change = Resources::from_proto(&change.unwrap()).unwrap();
+        let change = Resources::from_proto(&change.unwrap(), "resources").unwrap();
 
         let expected = [
             "cpu",

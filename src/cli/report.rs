@@ -75,7 +75,9 @@ fn kill_event(kill: &KillView) -> String {
 fn limits_event(limits: &LimitsView) -> String {
     let whose = limits.process.as_deref().map(|name| format!(" of {}", words::name(name)));
     let resources = limits.resources.clone().unwrap_or_default();
-    let told = Resources::from_proto(&resources).map(|of| assignments(&of)).unwrap_or_default();
+    let told = Resources::from_proto(&resources, "resources")
+        .map(|of| assignments(&of))
+        .unwrap_or_default();
     let by = match limits.put_back {
         true => "put back".to_owned(),
         false => format!("changed by uid {}", limits.by_uid),

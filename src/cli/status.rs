@@ -165,7 +165,8 @@ fn push_details(text: &mut String, view: &TaskView, verbose: u8, style: Style) {
 
 /// Limits as `dewar update` takes them.
 fn limits(resources: Option<&Resources>) -> String {
-    let limits = resources.and_then(|resources| task::Resources::from_proto(resources).ok());
+    let limits =
+        resources.and_then(|resources| task::Resources::from_proto(resources, "resources").ok());
     limits.map(|limits| task_file::assignments(&limits).join(" ")).unwrap_or_default()
 }
 

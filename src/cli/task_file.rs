@@ -333,7 +333,8 @@ constraints: [{order: [a, b, c]}, {order: [a, d]}]
         let given =
             ["ram=max", "cpu_limit={cpus: 0.5, period: 12.345ms}", "io.weight=7", "oom_group=true"];
         let change = |assignments: &[String]| {
-            Resources::from_proto(&crate::task::change::parse(assignments).unwrap()).unwrap()
+            Resources::from_proto(&crate::task::change::parse(assignments).unwrap(), "resources")
+                .unwrap()
         };
         let limits = change(&given.map(str::to_owned));
 

@@ -123,7 +123,7 @@ impl Runner {
         };
         let process = asked.process.as_deref().map(|name| self.index_of(name)).transpose()?;
         let change = asked.change.clone().unwrap_or_default();
-        let change = Resources::from_proto(&change).map_err(told)?;
+        let change = Resources::from_proto(&change, "resources").map_err(told)?;
         let before = self.limits_of(process);
         let after = Box::new(before.changed(&change).map_err(told)?);
         if *after == before {

@@ -65,7 +65,7 @@ impl Event {
             Kind::Limits(update) => Self::Limited {
                 process: update.process,
                 resources: Box::new(
-                    Resources::from_proto(&update.resources.unwrap_or_default())
+                    Resources::from_proto(&update.resources.unwrap_or_default(), "resources")
                         .map_err(|_| RecordError::Field("resources"))?,
                 ),
                 rounded: update.rounded,

@@ -7,8 +7,7 @@ use std::collections::BTreeMap;
 
 use super::Resources;
 use super::file::{Report, parse_resources};
-use super::resources::{check, to_proto};
-use super::validate::{Violation, Violations};
+use super::validate::Violation;
 use crate::proto;
 
 /// What the text that is made of a command line is called.
@@ -95,22 +94,6 @@ fn steps(field: &str) -> Option<(&str, Option<&str>)> {
 }
 
 impl Resources {
-    /// The resources of a message, which keep every rule.
-    ///
-    /// # Errors
-    ///
-    /// The rules that it breaks; paths begin with `resources`.
-    pub fn from_proto(message: &proto::Resources) -> Result<Self, Vec<Violation>> {
-        let mut violations = Violations::default();
-        let resources = check(message, format_args!("resources"), &mut violations);
-        if violations.list.is_empty() { Ok(resources) } else { Err(violations.list) }
-    }
-
-    /// The message of it.
-    pub fn to_proto(&self) -> proto::Resources {
-        to_proto(self)
-    }
-
     /// These resources after `change`: what is absent there stays. Ceilings of disks, page sizes and named files are changed one
     /// by one.
     ///
@@ -146,7 +129,7 @@ impl Resources {
             disk: change.disk.or(self.disk),
             gpu: change.gpu.or(self.gpu),
         };
-        Self::from_proto(&changed.to_proto())
+        Self::from_proto(&changed.to_proto(), "resources")
     }
 }
 
@@ -163,7 +146,7 @@ mod tests {
 
     fn change(assignments: &[&str]) -> Result<Resources, ChangeError> {
         let assignments: Vec<_> = assignments.iter().map(ToString::to_string).collect();
-        Ok(Resources::from_proto(&parse(&assignments)?).unwrap())
+        Ok(Resources::from_proto(&parse(&assignments)?, "resources").unwrap())
     }
 
     #[test]
