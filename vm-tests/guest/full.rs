@@ -8,3 +8,4 @@ mod limits;
 mod oom;
 mod smoke;
 mod unkillable;
+mod update;

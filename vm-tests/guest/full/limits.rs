@@ -58,13 +58,13 @@ impl Held {
 }
 
 /// Block devices are made of files; a test has one for itself.
-struct Disk {
+pub(super) struct Disk {
     device: String,
     file: std::path::PathBuf,
 }
 
 impl Disk {
-    fn new(scene: &Scene) -> Self {
+    pub(super) fn new(scene: &Scene) -> Self {
         let file = scene.file("disk", vec![0; 8 << 20]);
         let free = Command::new("losetup").arg("-f").output().unwrap();
         let device = String::from_utf8(free.stdout).unwrap().trim().to_owned();
@@ -74,7 +74,7 @@ impl Disk {
     }
 
     /// Its numbers.
-    fn numbers(&self) -> String {
+    pub(super) fn numbers(&self) -> String {
         let name = self.device.rsplit('/').next().unwrap();
         fs::read_to_string(format!("/sys/block/{name}/dev")).unwrap().trim().to_owned()
     }

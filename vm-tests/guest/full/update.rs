@@ -1,0 +1,306 @@
+//! Limits of live tasks change, and are felt; a task that is paused is one that has limits.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use cgroups_rs::MaxValue;
+use cgroups_rs::memory::MemController;
+use cgroups_rs::pid::PidController;
+use serde_json::{Value, json};
+
+use super::limits::Disk;
+use crate::machine::{controller, keyed, read, theirs};
+use crate::support::{Following, Gate, Output, Scene, p, task};
+
+/// Shell: a program in the background that holds `mib` MiB of memory, and cannot get on.
+fn holds(mib: u32) -> String {
+    let dd = format!("dd if=/dev/zero of=sink bs={mib}M count=1 2> /dev/null");
+    format!("mkfifo sink; exec 9<> sink; {dd} & holder=$!")
+}
+
+/// Waits until so much memory is in use.
+#[track_caller]
+fn wait_for_use(cgroup: &Path, mib: u32) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while read(cgroup, "memory.current").parse::<u64>().unwrap() < u64::from(mib) << 20 {
+        assert!(Instant::now() < deadline, "less than {mib} MiB are in use");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A task of one process `a` that holds some memory and waits.
+struct Holding {
+    scene: Scene,
+    running: Following,
+    hold: Gate,
+}
+
+impl Holding {
+    fn new(mib: u32, limits: Value) -> Self {
+        let scene = Scene::new();
+        let (told, hold) = (scene.gate("told"), scene.gate("hold"));
+        let cmdline =
+            format!("{}; {}; {}; kill $holder; exit 0", holds(mib), told.tell(), hold.hold());
+        let running = scene.spawn(&task([p("a", cmdline)]).with("resources", limits));
+        told.wait();
+        wait_for_use(&scene.leaf("a.0"), mib);
+        Self { scene, running, hold }
+    }
+
+    fn end(self) {
+        self.hold.open();
+        self.running.finish().assert("SUCCESS", &[("a", "S")]);
+    }
+}
+
+fn update(scene: &Scene, arguments: &[&str]) -> Output {
+    scene.dewar(&[&["update", scene.id()], arguments].concat())
+}
+
+#[track_caller]
+fn updated(scene: &Scene, arguments: &[&str]) -> String {
+    let told = update(scene, arguments);
+    assert_eq!(told.status, Some(0), "{told:?}");
+    told.stderr
+}
+
+fn limit_records(scene: &Scene) -> usize {
+    scene.records().iter().filter(|record| record.get("limits").is_some()).count()
+}
+
+#[track_caller]
+fn memory_limit(cgroup: &Path) -> i64 {
+    controller::<MemController>(&theirs(cgroup)).memory_stat().limit_in_bytes
+}
+
+#[test]
+fn limits_of_a_live_task_go_up_and_down() {
+    let held = Holding::new(1, json!({}));
+    let scene = &held.scene;
+    let cgroup = scene.cgroup().unwrap();
+
+    for mib in [256, 64, 128] {
+        updated(scene, &[&format!("ram={mib}MB")]);
+        assert_eq!(memory_limit(&cgroup), mib << 20);
+    }
+    updated(
+        scene,
+        &["cpu=2", "cpu_limit={cpus: 1.5, burst: 20ms}", "memory_high=100MB", "pids=50"],
+    );
+    assert_eq!(read(&cgroup, "cpu.weight"), "200");
+    assert_eq!(read(&cgroup, "cpu.max"), "150000 100000");
+    assert_eq!(read(&cgroup, "cpu.max.burst"), "20000");
+    assert_eq!(read(&cgroup, "memory.high"), (100 << 20).to_string());
+    let theirs = theirs(&cgroup);
+    let pids = controller::<PidController>(&theirs).get_pid_max().unwrap();
+    assert_eq!(pids, MaxValue::Value(50));
+
+    let status = scene.status();
+    assert_eq!(status["resources"]["ramBytes"], (128u64 << 20).to_string(), "{status}");
+    updated(scene, &["ram=max", "memory_high=max", "cpu_limit=max", "pids=max"]);
+    for file in ["memory.max", "memory.high", "pids.max"] {
+        assert_eq!(read(&cgroup, file), "max", "{file}");
+    }
+    assert_eq!(read(&cgroup, "cpu.max"), "max 100000");
+    held.end();
+}
+
+#[test]
+fn what_the_kernel_rounded_is_told() {
+    let held = Holding::new(1, json!({}));
+
+    let told = updated(&held.scene, &["ram=100000001"]);
+
+    let rounded = "resources.ram: 99999744 is in force, 100000001 was asked for";
+    assert_eq!(told, format!("dewar: {rounded}\n"));
+    assert_eq!(held.scene.status()["rounded"], json!([rounded]));
+    updated(&held.scene, &["ram=128MB"]);
+    assert_eq!(held.scene.status()["rounded"], json!([]));
+    held.end();
+}
+
+#[test]
+fn later_runs_have_the_limits_that_their_process_was_given() {
+    let scene = Scene::new();
+    let mut running = scene.spawn(&task([p("a", "exec sleep 600")]));
+    let (first, _) = running.wait_until_running("a", 0);
+
+    updated(&scene, &["--process", "a", "ram=64MB", "pids=20"]);
+    assert_eq!(memory_limit(&scene.leaf("a.0")), 64 << 20);
+    first.kill();
+    running.wait_until_running("a", 1);
+
+    assert_eq!(memory_limit(&scene.leaf("a.1")), 64 << 20);
+    assert_eq!(read(&scene.leaf("a.1"), "pids.max"), "20");
+    scene.kill(&[]);
+    running.finish();
+}
+
+/// attack 33: refused, with what is in use; and nothing has changed.
+#[test]
+fn less_memory_than_is_in_use_is_refused_with_what_is() {
+    let held = Holding::new(30, json!({ "swap": 0 }));
+    let scene = &held.scene;
+    let cgroup = scene.cgroup().unwrap();
+
+    for (process, cgroup) in [(&[][..], cgroup.clone()), (&["--process", "a"], cgroup.join("a.0"))]
+    {
+        let told = update(scene, &[process, &["ram=16MB"]].concat());
+
+        assert_eq!(told.status, Some(5), "{told:?}");
+        let needle = "16777216 bytes are less than the ";
+        let (_, rest) = told.stderr.split_once(needle).unwrap_or_else(|| panic!("{told:?}"));
+        let in_use: u64 = rest.split(' ').next().unwrap().parse().unwrap();
+        assert!((30 << 20..60 << 20).contains(&in_use), "{told:?}");
+        assert!(rest.contains("--force"), "{told:?}");
+        assert_eq!(read(&cgroup, "memory.max"), "max");
+    }
+    assert_eq!(limit_records(scene), 0);
+    held.end();
+}
+
+/// attack 33: forced, the kernel does as it does, and that is the verdict.
+#[test]
+fn less_memory_than_is_in_use_can_be_forced() {
+    let held = Holding::new(30, json!({ "swap": 0 }));
+    let cgroup = held.scene.cgroup().unwrap();
+
+    let told = update(&held.scene, &["--force", "ram=16MB"]);
+
+    assert_eq!(told.status, Some(0), "{told:?}");
+    let ended = held.running.finish();
+    ended.assert("FAILED", &[("a", "F")]);
+    assert_eq!(ended.run("a", 0)["verdict"]["reason"], "VERDICT_REASON_OOM", "{ended}");
+    assert!(!cgroup.exists());
+}
+
+/// attack 33: in a loop, while memory is taken and given back. What is refused has changed nothing; a run that is killed all the
+/// same, because it took more between the look and the change, is OOM; nobody else dies.
+#[test]
+fn limits_change_in_a_loop_while_memory_is_taken() {
+    let scene = Scene::new();
+    let took = scene.gate("took");
+    let takes = "dd if=/dev/zero of=/dev/null bs=20M count=3 2> /dev/null";
+    let cmdline = format!("{takes}; {}; while :; do {takes}; done", took.tell());
+    let process = p("a", cmdline).max_failures(0).with("min_duration", 0);
+    let limits = json!({ "ram": "96MB", "swap": 0 });
+    let running = scene.spawn(&task([process]).with("resources", limits));
+    took.wait();
+    let runner = scene.runner().number();
+    let cgroup = scene.cgroup().unwrap();
+
+    let mut limit = 96;
+    let mut refused = 0;
+    for mib in [24, 96, 12, 40, 16, 96, 10, 22].into_iter().cycle().take(24) {
+        let told = update(&scene, &[&format!("ram={mib}MB")]);
+        match told.status {
+            Some(0) => limit = mib,
+            _ => {
+                assert!(told.stderr.contains("that are in use"), "{told:?}");
+                refused += 1;
+            }
+        }
+        assert_eq!(memory_limit(&cgroup), limit << 20);
+    }
+
+    assert_eq!(scene.runner().number(), runner);
+    scene.kill(&["--wait", "0s"]);
+    let ended = running.finish();
+    let runs = ended.task["processes"][0]["runs"].as_array().unwrap();
+    for run in &runs[..runs.len() - 1] {
+        assert_eq!(run["verdict"]["reason"], "VERDICT_REASON_OOM", "{run}");
+    }
+    assert!(refused > 0, "20 MiB are in use most of the time");
+    assert_eq!(ended.state(), "KILLED", "{ended}");
+}
+
+/// Fewer processes than there are kill none: no further one is forked.
+#[test]
+fn a_limit_of_processes_below_what_lives_stops_forks_only() {
+    let scene = Scene::new();
+    let (told, hold) = (scene.gate("told"), scene.gate("hold"));
+    let cmdline = format!(
+        "sleep 600 & sleep 600 & sleep 600 & {}; {}; (exit 0) || echo no fork >&2; jobs -p | wc -w",
+        told.tell(),
+        hold.hold()
+    );
+    let running = scene.spawn(&task([p("a", cmdline).max_failures(1)]));
+    told.wait();
+    let leaf = scene.leaf("a.0");
+
+    updated(&scene, &["--process", "a", "pids=2"]);
+
+    assert_eq!(
+        (read(&leaf, "pids.max").as_str(), read(&leaf, "pids.current").as_str()),
+        ("2", "4")
+    );
+    hold.open();
+    running.finish();
+    let stderr = std::fs::read_to_string(scene.logs("a", 0).join("stderr")).unwrap();
+    assert!(stderr.contains("Resource temporarily unavailable"), "{stderr}");
+}
+
+#[test]
+fn a_ceiling_of_a_disk_is_set_and_lifted() {
+    let held = Holding::new(1, json!({}));
+    let disk = Disk::new(&held.scene);
+    let cgroup = held.scene.cgroup().unwrap();
+    let device = disk.numbers();
+    let max = |rates: &str| format!("io.max=[{{device: \"{device}\", {rates}}}]");
+
+    updated(&held.scene, &[&max("wbps: 1MB, riops: 100")]);
+    assert_eq!(
+        read(&cgroup, "io.max"),
+        format!("{device} rbps=max wbps=1048576 riops=100 wiops=max")
+    );
+    updated(&held.scene, &[&max("wbps: max, riops: max")]);
+
+    assert_eq!(read(&cgroup, "io.max"), "");
+    held.end();
+}
+
+/// What stands still can run out of memory all the same: it dies, that is recorded, and it is not run again before the pause ends.
+#[test]
+fn a_paused_task_whose_memory_shrinks_is_out_of_memory() {
+    let scene = Scene::new();
+    let (told, hold) = (scene.gate("told"), scene.gate("hold"));
+    let cmdline = format!(
+        "[ -e once ] && exit 0; touch once; {}; {}; {}",
+        holds(30),
+        told.tell(),
+        hold.hold()
+    );
+    let process = p("a", cmdline).max_failures(2);
+    let mut running = scene.spawn(&task([process]).with("resources", json!({ "swap": 0 })));
+    told.wait();
+    wait_for_use(&scene.leaf("a.0"), 30);
+    assert_eq!(scene.dewar(&["pause", scene.id()]).status, Some(0));
+    let cgroup = scene.cgroup().unwrap();
+    assert_eq!(keyed(&cgroup, "cgroup.events", "frozen"), 1);
+
+    updated(&scene, &["--force", "ram=16MB"]);
+    let run = running.wait_for_run("a", 0, "FAILED");
+
+    assert_eq!(run["verdict"]["reason"], "VERDICT_REASON_OOM", "{run}");
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(scene.status()["processes"][0]["runs"].as_array().unwrap().len(), 1);
+    assert_eq!(scene.dewar(&["resume-paused", scene.id()]).status, Some(0));
+    running.finish().assert("SUCCESS", &[("a", "FS")]);
+}
+
+/// Its limits are those that it has when it goes on.
+#[test]
+fn a_task_with_limits_is_paused_and_goes_on() {
+    let held = Holding::new(30, json!({ "ram": "64MB", "swap": 0, "pids": 20, "cpu_limit": 0.5 }));
+    let cgroup = held.scene.cgroup().unwrap();
+
+    assert_eq!(held.scene.dewar(&["pause", held.scene.id()]).status, Some(0));
+    let before = keyed(&cgroup, "cpu.stat", "usage_usec");
+    assert_eq!(keyed(&cgroup, "cgroup.events", "frozen"), 1);
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(keyed(&cgroup, "cpu.stat", "usage_usec"), before);
+    assert_eq!(memory_limit(&cgroup), 64 << 20);
+    assert_eq!(held.scene.dewar(&["resume-paused", held.scene.id()]).status, Some(0));
+
+    held.end();
+}
