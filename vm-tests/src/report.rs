@@ -21,11 +21,14 @@ impl Report {
             return;
         }
         self.failed.push(name.to_owned());
-        println!("{name} ... FAILED ({seconds:.1} s)");
-        println!("---- {name}: {}", why(outcome));
-        if !output.is_empty() {
-            println!("{}\n----", output.trim_end());
-        }
+        let why = why(outcome);
+        let output = if output.is_empty() {
+            String::new()
+        } else {
+            format!("{}\n----\n", output.trim_end())
+        };
+        // At once: others have something to tell too.
+        print!("{name} ... FAILED ({seconds:.1} s)\n---- {name}: {why}\n{output}");
     }
 
     /// Adds another report.

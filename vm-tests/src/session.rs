@@ -5,13 +5,15 @@ use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
+use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 use vm_tests::wire::{Event, Order, Outcome};
 
 use crate::arguments::Arguments;
-use crate::boots::{self, BOOTS, Boot, Root, Suite};
+use crate::boots::{BOOTS, Boot, HARNESS, POWER_CUT, Root, Suite};
 use crate::build::{Built, Place};
 use crate::harness;
 use crate::image::Image;
@@ -31,6 +33,9 @@ const PROBE_BOOTS_WITHIN: Duration = Duration::from_secs(5);
 /// What the guest needs beyond the deadline of a test to tell about it.
 const TELLS_WITHIN: Duration = Duration::from_secs(30);
 
+/// Parts that are done at the same time: a guest waits more than it works.
+const SIDE_BY_SIDE: usize = 2;
+
 /// A machine that dies is booted again for the tests that are left; not more often than this.
 const BOOTS_AGAIN: usize = 3;
 
@@ -40,6 +45,26 @@ pub(crate) struct Test {
     pub(crate) suite: Suite,
     pub(crate) name: String,
     pub(crate) deadline: Duration,
+}
+
+/// A part of what is asked for, which has machines for itself, one at a time.
+enum Part {
+    /// Cuts of the power: see [`power`].
+    PowerCut { seed: u64 },
+    /// A boot and its tests.
+    Tests(&'static Boot, VecDeque<Test>),
+    /// Tests that must not pass: see [`harness`].
+    Harness,
+}
+
+impl Part {
+    fn boot(&self) -> &'static Boot {
+        match self {
+            Self::PowerCut { .. } => &POWER_CUT,
+            Self::Tests(boot, _) => boot,
+            Self::Harness => &HARNESS,
+        }
+    }
 }
 
 /// A boot, and what runs on it.
@@ -61,19 +86,39 @@ pub(crate) fn run_all(
     debian: &Path,
     built: &Built,
 ) -> Result<Report, Box<dyn Error>> {
-    let plan = plan(arguments, built)?;
-    let mut report = Report::default();
+    let parts = Mutex::new(parts(arguments, built)?);
     fs::create_dir_all(place.cache.join("logs"))?;
     let image = Image::base(place, built)?;
-    let kvm = Kvm::new(&place.cache);
-    let mut session = Session { place, kernels, debian, built, image, kvm, accelerator: None };
-    report.add(harness::run_all(&mut session, |name| arguments.wants_all_of(name))?);
-    for (boot, tests) in plan {
-        report.add(session.boot(boot, tests)?);
+    let (kvm, accelerator) = (Kvm::new(&place.cache), Mutex::new(None));
+    let session = Session { place, kernels, debian, built, image, kvm, accelerator };
+    let report = Mutex::new(Report::default());
+    let next = || parts.lock().ok()?.pop_front();
+    let work = || {
+        while let Some(part) = next() {
+            let found = session.run(part);
+            if let Ok(mut report) = report.lock() {
+                report.add(found);
+            }
+        }
+    };
+    thread::scope(|scope| (0..SIDE_BY_SIDE).for_each(|_| drop(scope.spawn(work))));
+    report.into_inner().map_err(|_| "a thread has panicked".into())
+}
+
+/// Everything that is asked for, what takes longest first.
+fn parts(arguments: &Arguments, built: &Built) -> Result<VecDeque<Part>, Box<dyn Error>> {
+    let mut parts = VecDeque::new();
+    if arguments.wants_all_of(POWER_CUT.name) {
+        parts.push_back(Part::PowerCut { seed: arguments.seed.unwrap_or_else(clock) });
     }
-    let seed = arguments.seed.unwrap_or_else(clock);
-    report.add(power::run_all(&mut session, seed, |name| arguments.wants_all_of(name))?);
-    Ok(report)
+    parts.extend(plan(arguments, built)?.into_iter().map(|(boot, tests)| Part::Tests(boot, tests)));
+    if arguments.wants_all_of(HARNESS.name) {
+        parts.push_back(Part::Harness);
+    }
+    if parts.is_empty() {
+        return Err(format!("no test has {:?} in its name", arguments.filter).into());
+    }
+    Ok(parts)
 }
 
 /// A seed that differs from run to run.
@@ -100,9 +145,6 @@ fn plan(arguments: &Arguments, built: &Built) -> Result<Vec<Planned>, Box<dyn Er
             plan.push((boot, tests));
         }
     }
-    if plan.is_empty() && !boots::names().any(|name| arguments.wants_all_of(name)) {
-        return Err(format!("no test has {:?} in its name", arguments.filter).into());
-    }
     Ok(plan)
 }
 
@@ -124,32 +166,49 @@ pub(crate) struct Session<'a> {
     built: &'a Built,
     image: Image,
     kvm: Kvm,
-    /// Known once a machine has booted.
-    accelerator: Option<Accelerator>,
+    /// Known once it was tried.
+    accelerator: Mutex<Option<Accelerator>>,
 }
 
 impl Session<'_> {
+    /// Runs a part, and closes it with a line. What cannot be done at all is a failure of its boot.
+    fn run(&self, part: Part) -> Report {
+        let (start, boot) = (Instant::now(), part.boot());
+        let done = match part {
+            Part::PowerCut { seed } => power::run_all(self, seed),
+            Part::Tests(boot, tests) => self.boot(boot, tests),
+            Part::Harness => harness::run_all(self),
+        };
+        let report = done.unwrap_or_else(|error| {
+            let mut report = Report::default();
+            let why = Outcome::Failed(crate::causes::chain(error.as_ref()));
+            report.test(&format!("{}::boots", boot.name), &why, start.elapsed(), "");
+            report
+        });
+        let log = self.log(boot);
+        let console = if report.is_success() {
+            String::new()
+        } else {
+            format!("; console: {}", log.display())
+        };
+        println!("\n== {}{console}\n{}\n", boot.name, report.boot(start.elapsed()));
+        report
+    }
+
     /// Boots a machine, and runs tests in it until there are none left.
-    fn boot(&mut self, boot: &Boot, mut tests: VecDeque<Test>) -> Result<Report, Box<dyn Error>> {
-        let start = Instant::now();
+    fn boot(&self, boot: &Boot, mut tests: VecDeque<Test>) -> Result<Report, Box<dyn Error>> {
         let mut report = Report::default();
         let initrd = self.initrd(boot)?;
         for _ in 0..BOOTS_AGAIN {
             if tests.is_empty() {
                 break;
             }
-            let begun = Instant::now();
             let mut machine = self.machine(boot, &initrd, &self.drives(boot))?;
-            println!("     booted in {:.1} s", begun.elapsed().as_secs_f64());
             drain(&mut machine, boot, &mut tests, &mut report);
         }
         for test in tests {
             let why = Outcome::Failed("not run: the machine died too often".to_owned());
             report.test(&test.full_name(boot), &why, Duration::ZERO, "");
-        }
-        println!("{}", report.boot(start.elapsed()));
-        if !report.is_success() {
-            println!("console: {}", self.log(boot).display());
         }
         Ok(report)
     }
@@ -193,7 +252,7 @@ impl Session<'_> {
 
     /// A machine that is ready.
     pub(crate) fn machine(
-        &mut self,
+        &self,
         boot: &Boot,
         initrd: &Path,
         drives: &[Drive],
@@ -208,30 +267,38 @@ impl Session<'_> {
                 drives,
                 log: self.log(boot),
             };
+            let begun = Instant::now();
             let mut machine = Machine::start(&hardware)?;
             let release = machine.ready(patience)?;
-            println!("\n== {}: Linux {release}, {accelerator:?}", boot.name);
+            let took = begun.elapsed().as_secs_f64();
+            println!("== {}: Linux {release}, {accelerator:?}, booted in {took:.1} s", boot.name);
             Ok::<_, Lost>(machine)
         };
-        let patiently = |accelerator| {
-            // Translated code loses races on a busy host that no processor loses: a kernel that patches itself, or that waits
-            // for its timer, then gives up. That says nothing about dewar, which has not run yet.
-            let mut tries = (0..BOOTS_AGAIN).map(|_| start(accelerator, BOOTS_WITHIN));
-            let last = tries.find(|tried| !matches!(tried, Err(Lost::Ended { .. })));
-            last.unwrap_or_else(|| start(accelerator, BOOTS_WITHIN))
-        };
-        match self.accelerator {
-            Some(accelerator) => Ok(patiently(accelerator)?),
-            None => {
-                let probed = self.kvm.probe(|| start(Accelerator::Kvm, PROBE_BOOTS_WITHIN));
-                let (accelerator, machine) = match probed {
-                    Some(machine) => (Accelerator::Kvm, machine),
-                    None => (Accelerator::Tcg, patiently(Accelerator::Tcg)?),
-                };
-                self.accelerator = Some(accelerator);
-                Ok(machine)
-            }
+        if let Some(machine) = self.probe(|| start(Accelerator::Kvm, PROBE_BOOTS_WITHIN)) {
+            return Ok(machine);
         }
+        let accelerator = self.accelerator();
+        // Translated code loses races on a busy host that no processor loses: a kernel that patches itself, or that waits for
+        // its timer, then gives up. That says nothing about dewar, which has not run yet.
+        let mut tries = (1..BOOTS_AGAIN).map(|_| start(accelerator, BOOTS_WITHIN));
+        let tried = tries.find(|tried| !matches!(tried, Err(Lost::Ended { .. })));
+        Ok(tried.unwrap_or_else(|| start(accelerator, BOOTS_WITHIN))?)
+    }
+
+    /// Finds out with the first machine, while others wait, whether KVM is of use: gives that machine if it is.
+    fn probe(&self, boot: impl FnOnce() -> Result<Machine, Lost>) -> Option<Machine> {
+        let mut known = self.accelerator.lock().ok()?;
+        if known.is_some() {
+            return None;
+        }
+        let machine = self.kvm.probe(boot);
+        *known = Some(if machine.is_some() { Accelerator::Kvm } else { Accelerator::Tcg });
+        machine
+    }
+
+    /// What was found out.
+    fn accelerator(&self) -> Accelerator {
+        self.accelerator.lock().ok().and_then(|known| *known).unwrap_or(Accelerator::Tcg)
     }
 
     /// Where the console of a boot goes.

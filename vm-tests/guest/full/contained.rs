@@ -50,6 +50,54 @@ fn a_storm_of_forks_is_killed_and_every_orphan_is_reaped() {
     assert_eq!(scene.cgroup(), None);
 }
 
+/// attack 25: a run of another user finds no way out of its leaf: not up, not to the side, not by a mount of its own.
+#[test]
+fn a_run_of_an_ordinary_user_cannot_leave_its_leaf() {
+    let scene = Scene::new();
+    let beside = format!("{CGROUP2}/dewar/tasks/{}/beside.0", scene.id());
+    let tries = format!(
+        r#"read -r line < /proc/self/cgroup; own={CGROUP2}${{line#0::}}
+           for cgroup in {CGROUP2} ${{own%/*}} {CGROUP2}/dewar/supervisor {beside}; do
+               for file in cgroup.procs cgroup.threads; do
+                   {{ echo $$ > $cgroup/$file; }} 2> /dev/null && echo "moved by $cgroup/$file"
+               done
+           done
+           {{ mkdir $own/mine || echo 1 > $own/cgroup.kill; }} 2> /dev/null && echo "$own can be written"
+           unshare -m mount -t cgroup2 none /mnt 2> /dev/null && echo mounted
+           read -r after < /proc/self/cgroup; [ "$after" = "$line" ] && echo still there"#
+    );
+    let [told, go, hold] = ["told", "go", "hold"].map(|name| scene.gate(name));
+    let beside = p("beside", format!("{}; {}", told.tell(), hold.hold()));
+    let task = task([beside, p("a", format!("{}; {tries}", go.hold()))]).with("user", "tester");
+
+    let mut running = scene.spawn(&task);
+    told.wait();
+    go.open();
+    running.wait_for_run("a", 0, "SUCCESS");
+    hold.open();
+
+    running.finish().assert("SUCCESS", &[("a", "S"), ("beside", "S")]);
+    assert_eq!(scene.stdout("a", 0), "still there\n");
+}
+
+/// attack 25: root may leave its leaf, as docs/hosts.md says, and is ended all the same: by its descriptor.
+#[test]
+fn a_run_of_root_that_has_left_its_leaf_is_ended_with_its_task() {
+    let scene = Scene::new();
+    let told = scene.gate("told");
+    let leaves = format!("echo $$ > {CGROUP2}/cgroup.procs; {}; exec sleep 600", told.tell());
+
+    let mut running = scene.spawn(&task([p("a", leaves)]));
+    let (run, _) = running.wait_until_running("a", 0);
+    told.wait();
+    let outside = fs::read_to_string(format!("/proc/{}/cgroup", run.number())).unwrap();
+    scene.kill(&["--wait", "0s"]);
+
+    running.finish().assert("KILLED", &[("a", "K")]);
+    assert_eq!(outside, "0::/\n");
+    assert!(!crate::support::is_alive(run.number()));
+}
+
 /// attack 27: its first instruction is a fork, and no process of it is ever where our own are.
 ///
 /// Four processes at a time, since the machine has more to do between two runs than in one.

@@ -55,17 +55,9 @@ struct Lost {
 }
 
 /// Cuts and looks; `seed` decides by which chances.
-pub(crate) fn run_all(
-    session: &mut Session<'_>,
-    seed: u64,
-    wanted: impl Fn(&str) -> bool,
-) -> Result<Report, Box<dyn Error>> {
+pub(crate) fn run_all(session: &Session<'_>, seed: u64) -> Result<Report, Box<dyn Error>> {
     let mut report = Report::default();
-    if !wanted(POWER_CUT.name) {
-        return Ok(report);
-    }
-    let start = Instant::now();
-    println!("\n== {}: seed {seed}", POWER_CUT.name);
+    println!("== {}: seed {seed}", POWER_CUT.name);
     let dir = session.cache().join("power");
     let _ = fs::remove_dir_all(&dir);
     fs::create_dir_all(&dir)?;
@@ -76,7 +68,6 @@ pub(crate) fn run_all(
     for batch in lost.chunks(DISKS) {
         cuts.look(batch, &mut report)?;
     }
-    println!("{}", report.boot(start.elapsed()));
     if report.is_success() {
         fs::remove_dir_all(&cuts.dir)?;
     } else {
@@ -86,7 +77,7 @@ pub(crate) fn run_all(
 }
 
 struct Cuts<'a, 'b> {
-    session: &'a mut Session<'b>,
+    session: &'a Session<'b>,
     initrd: PathBuf,
     random: Random,
     dir: PathBuf,
