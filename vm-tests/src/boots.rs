@@ -148,9 +148,18 @@ pub(crate) const HARNESS: Boot = Boot {
     selections: &[],
 };
 
+/// The machine on which dewar is timed beside others; booted only when it is named, with programs as they are shipped.
+pub(crate) const BENCH: Boot = Boot {
+    name: "bench-6.1",
+    kernel: Series::V6_1,
+    command_line: "systemd.show_status=false",
+    root: Root::Debian,
+    selections: &[Selection::guest(&["bench::"])],
+};
+
 /// Names of all of them.
 pub(crate) fn names() -> impl Iterator<Item = &'static str> {
-    BOOTS.iter().chain([&POWER_CUT, &HARNESS]).map(|boot| boot.name)
+    BOOTS.iter().chain([&POWER_CUT, &HARNESS, &BENCH]).map(|boot| boot.name)
 }
 
 #[cfg(test)]
