@@ -85,7 +85,10 @@ const NOT_IN_A_GUEST: &[&str] = &[
     "crash::points::",
     "crash::torn::",
     "crash::takeover::no_limit_of_descriptors_loses_a_run",
+    "logs::a_flood_arrives_byte_for_byte_and_costs_no_memory",
     "order::a_huge_dag_is_ordinary",
+    // It counts seconds.
+    "order::independent_processes_run_side_by_side",
     // They need Python.
     "examples::ports_are_those_of_the_launch",
     "examples::the_web_server_",
