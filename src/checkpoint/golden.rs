@@ -39,7 +39,7 @@ fn replay(name: &str) -> (Vec<Record>, String) {
 
 #[test]
 fn sound_golden_streams_are_read_as_they_were_written() {
-    for name in ["runner", "coordinator.web"] {
+    for name in ["runner", "runner.requests", "coordinator.web"] {
         let (read, end) = replay(name);
 
         assert_eq!(read, records(name));
@@ -49,7 +49,9 @@ fn sound_golden_streams_are_read_as_they_were_written() {
 
 #[test]
 fn golden_streams_would_be_written_the_same_today() {
-    for (name, identity) in [("runner", runner()), ("coordinator.web", coordinator())] {
+    let all =
+        [("runner", runner()), ("runner.requests", runner()), ("coordinator.web", coordinator())];
+    for (name, identity) in all {
         assert!(
             fs::read(golden(name)).unwrap() == stream(&identity, &records(name)).bytes,
             "{name}"
@@ -59,13 +61,15 @@ fn golden_streams_would_be_written_the_same_today() {
 
 #[test]
 fn every_kind_of_record_is_in_a_golden_stream() {
-    let all: Vec<Record> =
-        ["runner", "coordinator.web"].iter().flat_map(|name| records(name)).collect();
+    let all: Vec<Record> = ["runner", "runner.requests", "coordinator.web"]
+        .iter()
+        .flat_map(|name| records(name))
+        .collect();
     let kinds: std::collections::HashSet<_> =
         all.iter().map(|record| std::mem::discriminant(record.kind.as_ref().unwrap())).collect();
 
-    // Fields 4 to 11 of Record.
-    assert_eq!(kinds.len(), 8);
+    // Fields 4 to 15 of Record.
+    assert_eq!(kinds.len(), 12);
 }
 
 #[test]
@@ -173,6 +177,7 @@ fn write_golden_streams() {
     };
 
     add("runner", bytes);
+    add("runner.requests", &stream(&runner(), &records("runner.requests")).bytes);
     add("coordinator.web", &stream(&coordinator(), &records("coordinator.web")).bytes);
     add("runner.empty", &[]);
     add("runner.header-torn", &bytes[..20]);

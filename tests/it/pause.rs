@@ -156,6 +156,34 @@ fn a_pause_outlives_its_runner() {
     following.finish().assert("KILLED", &[("counts", "K")]);
 }
 
+/// attack 39, of a pause: the record is there, and the act is not.
+#[test]
+fn what_was_recorded_is_done_by_the_next_runner() {
+    for (point, command, is_frozen) in
+        [("runner::freeze", "pause", true), ("runner::thaw", "resume-paused", false)]
+    {
+        let scene = Scene::new();
+        let token = scene.file("token", "");
+        let mut run = scene.run_command(&task([counter()]), &[]);
+        run.env("DEWAR_FAILPOINT", format!("{point}=kill@{}", token.display()));
+        let mut following = scene.follow(run);
+        following.wait_until_running("counts", 0);
+        if !is_frozen {
+            scene.pause();
+        }
+
+        let told = scene.dewar(&[command, scene.id()]);
+        assert!(told.stderr.contains("died before it answered"), "{told:?}");
+        assert_eq!(scene.is_frozen(), !is_frozen, "{point}: not done yet");
+        following.finish();
+        let following = scene.resume();
+        wait_until("it is made good", || scene.is_frozen() == is_frozen);
+
+        scene.kill(&[]);
+        following.finish().assert("KILLED", &[("counts", "K")]);
+    }
+}
+
 /// A task without a runner is paused by one that is started for it.
 #[test]
 fn a_task_whose_runner_died_can_be_paused() {
