@@ -25,6 +25,10 @@ build:
 bench PART="": build
     cargo bench --bench run -- {{PART}}
 
+# dewar beside systemd-run, runc and crun, in one virtual machine.
+vm-bench:
+    cargo run --locked -q -p vm-tests -- --boot bench-6.1
+
 # Fuzz one decoder: frame, record, task_file or template. Needs cargo-fuzz and a nightly toolchain.
 fuzz TARGET SECONDS="600":
     cargo +nightly fuzz run --fuzz-dir tests/fuzz {{TARGET}} -- -max_total_time={{SECONDS}}

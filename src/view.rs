@@ -730,8 +730,13 @@ pub(crate) mod tests {
     #[test]
     fn what_was_read_of_a_task_at_its_end_is_told_rather_than_the_sum_of_its_runs() {
         let mut script = Script::new(launch(task(vec![process("a")], &[])));
-        script.enter(Phase::Active).run(0, 0, exited(0));
-        assert_eq!(script.replay.view(None).usage, None);
+        let of_run = Usage { memory_peak_bytes: Some(3 << 20), ..Usage::default() };
+        let mut end = exited(0);
+        if let RunStep::Ended(end) = &mut end {
+            end.usage = Some(of_run);
+        }
+        script.enter(Phase::Active).run(0, 0, end);
+        assert_eq!(script.replay.view(None).usage, Some(of_run));
         script.enter(Phase::Cleaning).enter(Phase::Finalizing);
         let used = Usage { memory_peak_bytes: Some(5 << 20), ..Usage::default() };
 

@@ -267,7 +267,7 @@ impl Runner {
         hit(Failpoint::RunnerTerminated).map_err(doing("pass a failpoint"))
     }
 
-    /// Without cgroups: signals the first process of the live run, if the number is still its own.
+    /// Signals the first process of the live run, wherever it is, if the number is still its own.
     fn signal_first(&self, process: u32, signal: i32) {
         let Some((_, run)) = self.state.processes()[process as usize].live_run() else { return };
         if let Some(Ok(Some(pidfd))) = run.pid.map(|pid| pidfd::ProcessId::from(pid).open()) {
@@ -304,14 +304,13 @@ impl Runner {
             let due = clock::boot_nanos() + coordinator::DEATH.as_nanos() as u64;
             live.death = Some((due, *DEATH_PAUSE.start()));
         }
-        match &self.cgroup {
-            Some(cgroup) => {
-                if let Some(leaf) = cgroup.open_leaf(self.name(process), run)? {
-                    leaf.kill()?;
-                }
-            }
-            None => self.signal_first(process, libc::SIGKILL),
+        if let Some(cgroup) = &self.cgroup
+            && let Some(leaf) = cgroup.open_leaf(self.name(process), run)?
+        {
+            leaf.kill()?;
         }
+        // With a cgroup too: a run of root may have left it.
+        self.signal_first(process, libc::SIGKILL);
         Ok(())
     }
 

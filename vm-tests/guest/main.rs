@@ -5,6 +5,8 @@
 #![allow(clippy::disallowed_methods, reason = "tests on the real kernel")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+/// Not tests: what takes how long.
+mod bench;
 /// Block devices and file systems of a test's own.
 mod disk;
 /// Full cgroup v2, on both kernels.

@@ -75,7 +75,12 @@ impl Arguments {
 
     /// Whether a boot is wanted.
     pub(crate) fn wants(&self, boot: &str) -> bool {
-        self.boots.is_empty() || self.boots.iter().any(|name| name == boot)
+        self.boots.is_empty() || self.names(boot)
+    }
+
+    /// Whether a boot is asked for by its name.
+    pub(crate) fn names(&self, boot: &str) -> bool {
+        self.boots.iter().any(|name| name == boot)
     }
 
     /// Whether a boot is wanted whose tests hang together.

@@ -85,7 +85,10 @@ const NOT_IN_A_GUEST: &[&str] = &[
     "crash::points::",
     "crash::torn::",
     "crash::takeover::no_limit_of_descriptors_loses_a_run",
+    "logs::a_flood_arrives_byte_for_byte_and_costs_no_memory",
     "order::a_huge_dag_is_ordinary",
+    // It counts seconds.
+    "order::independent_processes_run_side_by_side",
     // They need Python.
     "examples::ports_are_those_of_the_launch",
     "examples::the_web_server_",
@@ -148,9 +151,18 @@ pub(crate) const HARNESS: Boot = Boot {
     selections: &[],
 };
 
+/// The machine on which dewar is timed beside others; booted only when it is named, with programs as they are shipped.
+pub(crate) const BENCH: Boot = Boot {
+    name: "bench-6.1",
+    kernel: Series::V6_1,
+    command_line: "systemd.show_status=false",
+    root: Root::Debian,
+    selections: &[Selection::guest(&["bench::"])],
+};
+
 /// Names of all of them.
 pub(crate) fn names() -> impl Iterator<Item = &'static str> {
-    BOOTS.iter().chain([&POWER_CUT, &HARNESS]).map(|boot| boot.name)
+    BOOTS.iter().chain([&POWER_CUT, &HARNESS, &BENCH]).map(|boot| boot.name)
 }
 
 #[cfg(test)]

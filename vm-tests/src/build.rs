@@ -49,12 +49,16 @@ pub(crate) enum BuildError {
     List(#[from] ToolError),
 }
 
-/// Builds everything. Each package by itself, so that what `cargo test` has built for it is of use here too.
-pub(crate) fn all(place: &Place) -> Result<Built, BuildError> {
+/// Builds everything. Each package by itself, so that what `cargo test` has built for it is of use here too. `shipped`: dewar as it is
+/// shipped, and not as it is tested.
+pub(crate) fn all(place: &Place, shipped: bool) -> Result<Built, BuildError> {
     let mut built = HashMap::new();
     cargo(place, &["test", "--no-run", "--test", "it"], &mut built)?;
     let guest = ["build", "-p", "vm-tests", "--bin", "guest-init", "--test", "guest"];
     cargo(place, &guest, &mut built)?;
+    if shipped {
+        cargo(place, &["build", "--release"], &mut built)?;
+    }
     Ok(Built(built))
 }
 

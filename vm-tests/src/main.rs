@@ -50,7 +50,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     if arguments.fetch {
         return Ok(ExitCode::SUCCESS);
     }
-    let built = build::all(&place)?;
+    let built = build::all(&place, arguments.names(boots::BENCH.name))?;
     if arguments.list {
         session::list(arguments, &built)?;
         return Ok(ExitCode::SUCCESS);

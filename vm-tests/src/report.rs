@@ -17,7 +17,8 @@ impl Report {
         let seconds = took.as_secs_f64();
         if *outcome == Outcome::Passed {
             self.passed += 1;
-            println!("{name} ... ok ({seconds:.1} s)");
+            // One that measures has something to tell.
+            print!("{name} ... ok ({seconds:.1} s)\n{output}");
             return;
         }
         self.failed.push(name.to_owned());

@@ -13,7 +13,7 @@ use serde_json::Value;
 use vm_tests::wire::{Event, Order, Outcome};
 
 use crate::arguments::Arguments;
-use crate::boots::{BOOTS, Boot, HARNESS, POWER_CUT, Root, Suite};
+use crate::boots::{BENCH, BOOTS, Boot, HARNESS, POWER_CUT, Root, Suite};
 use crate::build::{Built, Place};
 use crate::harness;
 use crate::image::Image;
@@ -129,7 +129,9 @@ fn clock() -> u64 {
 /// Which tests run on which boot.
 fn plan(arguments: &Arguments, built: &Built) -> Result<Vec<Planned>, Box<dyn Error>> {
     let mut plan = Vec::new();
-    for boot in BOOTS.iter().filter(|boot| arguments.wants(boot.name)) {
+    let bench = Some(&BENCH).filter(|boot| arguments.names(boot.name));
+    let tested = BOOTS.iter().filter(|boot| arguments.wants(boot.name));
+    for boot in tested.chain(bench) {
         let mut tests = VecDeque::new();
         for selection in boot.selections {
             let names =

@@ -104,7 +104,7 @@ fn a_run_of_root_that_has_left_its_leaf_is_ended_with_its_task() {
 #[test]
 fn no_run_is_ever_outside_of_its_leaf() {
     const PROCESSES: u32 = 4;
-    const RUNS: u32 = 100;
+    const RUNS: u32 = 50;
     let scene = Scene::new();
     // The shell forks at once; both tell where they find themselves, without another program.
     let says = "says() { read -r line < /proc/$BASHPID/cgroup; echo \"$line\"; }; says & says; wait; exit 1";
