@@ -230,9 +230,11 @@ impl Sim {
 
     /// A stranger sends a signal to the first process of the live run.
     pub(super) fn signal(&mut self, process: u32, signal: i32) {
-        let now = self.frozen_at.unwrap_or(self.now);
+        let is_kill = signal == libc::SIGKILL;
+        // Any other waits until the run goes on.
+        let now = self.frozen_at.filter(|_| !is_kill).unwrap_or(self.now);
         if let Some(of) = self.coordinator(process).filter(|of| of.running) {
-            of.killed |= signal == libc::SIGKILL;
+            of.killed |= is_kill;
             of.next = Some((now, Next::End(End::Signal(signal as u8))));
             self.play();
         }
