@@ -304,13 +304,17 @@ impl Runner {
             let due = clock::boot_nanos() + coordinator::DEATH.as_nanos() as u64;
             live.death = Some((due, *DEATH_PAUSE.start()));
         }
-        if let Some(cgroup) = &self.cgroup
-            && let Some(leaf) = cgroup.open_leaf(self.name(process), run)?
-        {
+        let Some(cgroup) = &self.cgroup else {
+            self.signal_first(process, libc::SIGKILL);
+            return Ok(());
+        };
+        if let Some(leaf) = cgroup.open_leaf(self.name(process), run)? {
             leaf.kill()?;
         }
-        // With a cgroup too: a run of root may have left it.
-        self.signal_first(process, libc::SIGKILL);
+        // A run of root may have left its leaf. Its number is of nobody else while its coordinator, which reaps it, lives.
+        if self.live.get(&process).is_some_and(|live| live.coordinator.is_some()) {
+            self.signal_first(process, libc::SIGKILL);
+        }
         Ok(())
     }
 

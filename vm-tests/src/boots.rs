@@ -85,6 +85,7 @@ const NOT_IN_A_GUEST: &[&str] = &[
     "crash::points::",
     "crash::torn::",
     "crash::takeover::no_limit_of_descriptors_loses_a_run",
+    "ending::terminal_means_empty",
     "logs::a_flood_arrives_byte_for_byte_and_costs_no_memory",
     "order::a_huge_dag_is_ordinary",
     // It counts seconds.
