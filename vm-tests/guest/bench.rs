@@ -2,14 +2,12 @@
 //!
 //! Times of a translated machine are several times those of a real one; their ratios are less so.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
-
 use crate::support::Scene;
+use crate::systemd::bundle;
 
 /// Rounds that are counted, and rounds before them.
 const ROUNDS: usize = 30;
@@ -29,7 +27,7 @@ impl Contender {
 
     fn run(&mut self, round: usize) {
         let mut command = (self.command)(round);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.stdin(Stdio::null()).stdout(Stdio::null());
         let start = Instant::now();
         let status = command.status().unwrap();
         let took = start.elapsed();
@@ -49,6 +47,7 @@ impl Contender {
 fn side_by_side() {
     let scene = Scene::new();
     let root = scene.root().to_owned();
+    let bundle = bundle(&scene, &command("bash", &["-c", "true"]));
     let mut contenders = [
         Contender::new("bash -c true", |_| command("bash", &["-c", "true"])),
         Contender::new("dewar run -- true", move |round| {
@@ -59,8 +58,8 @@ fn side_by_side() {
         Contender::new("systemd-run --wait bash -c true", |_| {
             command("systemd-run", &["--wait", "--quiet", "--collect", "bash", "-c", "true"])
         }),
-        container(&scene, "crun"),
-        container(&scene, "runc"),
+        container(&scene, &bundle, "crun"),
+        container(&scene, &bundle, "runc"),
     ];
     for round in 0..WARM_UP + ROUNDS {
         contenders.iter_mut().for_each(|contender| contender.run(round));
@@ -79,34 +78,13 @@ fn command(program: &str, arguments: &[&str]) -> Command {
     command
 }
 
-/// A container in its own namespaces, its root that of this machine.
-fn container(scene: &Scene, runtime: &'static str) -> Contender {
-    let bundle = scene.path(&format!("bundle-{runtime}"));
-    fs::create_dir_all(&bundle).unwrap();
-    fs::write(bundle.join("config.json"), config().to_string()).unwrap();
-    let (state, id): (PathBuf, _) = (scene.path(runtime), scene.id().to_owned());
+/// A container in namespaces of its own.
+fn container(scene: &Scene, bundle: &Path, runtime: &'static str) -> Contender {
+    let (state, bundle, id) = (scene.path(runtime), bundle.to_owned(), scene.id().to_owned());
     Contender::new(runtime, move |round| {
         let mut command = command(runtime, &[]);
         command.arg("--root").arg(&state).args(["run", "--bundle"]).arg(&bundle);
         command.arg(format!("{id}-{runtime}-{round}"));
         command
-    })
-}
-
-/// As small as the OCI's runtime-spec allows: the namespaces that a container has, `/proc`, and its cgroup.
-fn config() -> Value {
-    let namespaces = ["pid", "mount", "ipc", "uts", "cgroup"].map(|kind| json!({ "type": kind }));
-    json!({
-        "ociVersion": "1.0.2",
-        "process": {
-            "terminal": false,
-            "user": { "uid": 0, "gid": 0 },
-            "args": ["bash", "-c", "true"],
-            "env": ["PATH=/usr/bin"],
-            "cwd": "/",
-        },
-        "root": { "path": Path::new("/") },
-        "mounts": [{ "destination": "/proc", "type": "proc", "source": "proc" }],
-        "linux": { "namespaces": namespaces },
     })
 }

@@ -166,10 +166,8 @@ fn an_ordinary_user_is_given_a_scope_by_its_own_systemd() {
     assert_eq!((limit, user), ((32 << 20).to_string().as_str(), "tester"));
 }
 
-/// A container of its own cgroup namespace, with the programs of this machine in it and dewar as its process 1.
-fn container(runtime: &str) -> (Scene, Finished) {
-    let scene = Scene::new();
-    let run = scene.run_command(&limited(), &[]);
+/// A bundle of the OCI's runtime-spec whose process 1 is `run`, with the programs of this machine in it.
+pub(crate) fn bundle(scene: &Scene, run: &Command) -> PathBuf {
     let bundle = scene.path("bundle");
     let root = bundle.join("rootfs");
     for name in ["usr", "etc", "proc", "dev", "sys", "tmp"] {
@@ -178,7 +176,15 @@ fn container(runtime: &str) -> (Scene, Finished) {
     for name in ["bin", "sbin", "lib", "lib64"] {
         symlink(Path::new("usr").join(name), root.join(name)).unwrap();
     }
-    fs::write(bundle.join("config.json"), config(&scene, &run).to_string()).unwrap();
+    fs::write(bundle.join("config.json"), config(scene, run).to_string()).unwrap();
+    bundle
+}
+
+/// A container of its own cgroup namespace, with dewar as its process 1.
+fn container(runtime: &str) -> (Scene, Finished) {
+    let scene = Scene::new();
+    let run = scene.run_command(&limited(), &[]);
+    let bundle = bundle(&scene, &run);
     let mut command = Command::new(runtime);
     command.arg("--root").arg(scene.path("runtime"));
     command.args(["run", "--bundle"]).arg(&bundle).arg(scene.id());
