@@ -62,14 +62,18 @@ impl Dir {
             Err(Errno::EEXIST) => false,
             Err(errno) => return Err(sys("make cgroup", &self.path.join(name), errno)),
         };
-        let child = self.child(name).and_then(|child| {
-            child.ok_or_else(|| sys("open", &self.path.join(name), Errno::ENOENT))
-        });
-        if made && child.is_err() {
-            // Out of descriptors, say. What nobody can use is not left behind.
-            let _ = unlinkat(&self.fd, name, UnlinkatFlags::RemoveDir);
+        match self.child(name) {
+            Ok(Some(child)) => Ok(child),
+            // Somebody has removed it: one of that name that is there by now is another's.
+            Ok(None) => Err(sys("open", &self.path.join(name), Errno::ENOENT)),
+            Err(error) => {
+                if made {
+                    // Out of descriptors, say. What nobody can use is not left behind.
+                    let _ = unlinkat(&self.fd, name, UnlinkatFlags::RemoveDir);
+                }
+                Err(error)
+            }
         }
-        child
     }
 
     /// Opens the parent; `None` if this is the top of what is mounted.
