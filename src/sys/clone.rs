@@ -61,8 +61,11 @@ pub fn clone_into<F: FnOnce() -> Infallible>(
     // else uses. `cgroup` is an open descriptor while it is borrowed. With CLONE_VFORK this thread goes on
     // only when the child has its own memory or is gone, so `child` is alive while `enter` takes it, and is used by
     // one side only: it is never dropped here once the child has it. No handler of ours runs in the child.
-    let pid =
-        with_all_blocked(|| check(unsafe { clone3(&args, enter::<F>, (&raw mut child).cast()) }));
+    let mut clone = || unsafe { clone3(&args, enter::<F>, (&raw mut child).cast()) };
+    let pid = with_all_blocked(|| match clone() {
+        error @ -4095..0 => Err(Errno::from_raw(-error as i32)),
+        pid => Ok(pid),
+    });
     if pid.is_err() {
         // SAFETY: there is no child, so nobody took it.
         unsafe { ManuallyDrop::drop(&mut child) };
@@ -94,7 +97,7 @@ unsafe extern "C" fn enter<F: FnOnce() -> Infallible>(child: *mut c_void) -> ! {
 }
 
 /// `clone3(2)` with a stack of its own, on which the child calls `enter(data)`. Returns, to the parent, what the kernel
-/// does: a pid, or an error number below 0.
+/// does: a pid, or the negative of an error number.
 ///
 /// libc has no wrapper, and its `syscall` would return on the child's stack, where there is nothing to return to.
 ///
@@ -131,10 +134,6 @@ unsafe fn clone3(
             lateout("r11") _,
         );
     }
-    if (-4095..0).contains(&result) {
-        Errno::set_raw(-result as i32);
-        return -1;
-    }
     result
 }
 
@@ -168,10 +167,6 @@ unsafe fn clone3(
             in("x21") enter,
             lateout("x30") _,
         );
-    }
-    if (-4095..0).contains(&result) {
-        Errno::set_raw(-result as i32);
-        return -1;
     }
     result
 }

@@ -1,9 +1,8 @@
-# From the first root of the guest, where this runs, to the Debian in which systemd is process 1. Its archive is the disk. The driver has put
-# the paths of the programs under test before this.
+# From the first root of the guest, where this runs, to the Debian in which systemd is process 1. Its archive is the disk.
 set -e
 mount -t tmpfs -o size=600m,mode=0755 root /mnt
 tar -x -C /mnt -f /dev/vda
-cp -a --parents /init /suites /usr/bin/dewar /usr/bin/dewar-runner "${programs[@]}" /mnt
+cp -a --parents /init /suites /usr/bin/dewar /usr/bin/dewar-runner /mnt
 
 cd /mnt
 echo 'tester:x:1000:1000::/home/tester:/bin/bash' >> etc/passwd

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use vm_tests::place::{ENTER, MODULES, SUITES};
+use vm_tests::place::{ENTER, HOST, MODULES, SUITES};
 
 use crate::boots::Suite;
 use crate::build::{BuildError, Built, Place};
@@ -117,12 +117,12 @@ impl Image {
         Ok(image)
     }
 
-    /// Our programs at the paths at which they are on the host, which the tests have built in, and links to them.
+    /// Our programs, and, where they are on the host, links to them and the examples: the tests have these paths built in.
     fn built(&mut self, place: &Place, built: &Built) -> Result<(), ImageError> {
         for name in ["dewar", "dewar-runner"] {
-            let program = built.program(name)?;
-            self.stripped(place, program, &program.display().to_string())?;
-            self.link(&format!("/usr/bin/{name}"), &program.display().to_string());
+            let (host, guest) = (built.program(name)?, format!("/usr/bin/{name}"));
+            self.stripped(place, host, &guest)?;
+            self.link(&format!("{HOST}{}", host.display()), &guest);
         }
         for suite in [Suite::Guest, Suite::It] {
             let program = built.program(suite.name())?;
@@ -157,12 +157,9 @@ impl Image {
     }
 
     /// Has the guest enter the Debian on its disk once its modules are loaded.
-    pub(crate) fn entering_debian(mut self, built: &Built) -> Result<Self, ImageError> {
-        let programs = [built.program("dewar")?, built.program("dewar-runner")?];
-        let programs = programs.map(|program| program.display().to_string()).join(" ");
-        let script = format!("programs=({programs})\n{}", include_str!("enter-debian.sh"));
-        self.file(ENTER, 0o755, script.into_bytes());
-        Ok(self)
+    pub(crate) fn entering_debian(mut self) -> Self {
+        self.file(ENTER, 0o755, include_bytes!("enter-debian.sh").to_vec());
+        self
     }
 
     /// The archive that the kernel unpacks. Not compressed: QEMU hands it over as it is, and the guest is slow.
@@ -224,7 +221,7 @@ impl Image {
         Ok(())
     }
 
-    /// A directory of the host with its files, at its own path.
+    /// A directory of the host with its files, to be laid out at its own path.
     fn tree(&mut self, directory: &Path) -> Result<(), ImageError> {
         let at = |error| ImageError::Io { path: directory.to_owned(), error };
         for entry in fs::read_dir(directory).map_err(at)? {
@@ -233,7 +230,7 @@ impl Image {
                 self.tree(&path)?;
             } else {
                 let mode = fs::metadata(&path).map_err(at)?.permissions().mode() & 0o777;
-                self.file(&path.display().to_string(), mode, read(&path)?);
+                self.file(&format!("{HOST}{}", path.display()), mode, read(&path)?);
             }
         }
         Ok(())

@@ -20,6 +20,10 @@ pub mod place {
     /// Kernel modules in the order in which they are loaded: `00-name.ko` and so on.
     pub const MODULES: &str = "/modules";
 
+    /// Beneath it lies what is to be where the host has it. It is laid out after everything is mounted: the host may have it in
+    /// `/tmp`.
+    pub const HOST: &str = "/host";
+
     /// A script that leads to another root, from which to go on; most images have none.
     pub const ENTER: &str = "/enter.sh";
 

@@ -237,7 +237,7 @@ impl Session<'_> {
         let initrd = self.place.cache.join(format!("{}.cpio", boot.name));
         let mut image = self.image.clone().with_modules(self.kernel(boot)?)?;
         if boot.root == Root::Debian {
-            image = image.entering_debian(self.built)?;
+            image = image.entering_debian();
         }
         fs::write(&initrd, image.archive())?;
         Ok(initrd)

@@ -233,6 +233,26 @@ fn a_kill_that_the_kernel_did_not_count_is_no_oom_kill() {
     }
 }
 
+/// attack 32: no limit was hit, and the kernel killed all the same: the machine has no memory left, or somebody asked it to think so.
+#[test]
+fn a_run_that_the_machine_has_no_memory_for_is_told_so_without_a_limit() {
+    let scene = Scene::new();
+    let told = scene.gate("told");
+    let large = format!("x=$(tr '\\0' x < /dev/zero | head -c 64M); {}; sleep 600", told.tell());
+    let mut running = scene.spawn(&task([p("large", large), p("small", "sleep 600")]));
+    running.wait_until_running("small", 0);
+    told.wait();
+
+    fs::write("/proc/sysrq-trigger", "f").unwrap();
+
+    let run = running.wait_for_run("large", 0, "FAILED");
+    assert_eq!(run["verdict"]["reason"], "VERDICT_REASON_OOM", "{run}");
+    assert_eq!(run["verdict"]["oom"]["level"], "LIMIT_LEVEL_HOST", "{run}");
+    assert_eq!(run["verdict"]["oom"]["limitBytes"], Value::Null, "{run}");
+    scene.kill(&["--wait", "0s"]);
+    running.finish();
+}
+
 /// attack 31: above `memory.high` a run is slowed down, and not killed; and what dewar itself kills it says so.
 #[test]
 fn a_throttled_run_that_dewar_kills_was_killed_by_dewar() {

@@ -122,22 +122,82 @@ fn a_run_in_state_d_that_lost_its_coordinator_is_told_and_lost_when_it_goes() {
     );
 }
 
+/// Waits for a child that has not executed yet: it opens a pipe that nobody writes to. Run by the test below, as a run.
+#[test]
+#[ignore = "run by another test"]
+fn waits_in_vfork() {
+    spawn::blocked(&std::env::var("DEWAR_TEST_PIPE").unwrap());
+}
+
+#[allow(unsafe_code, reason = "no safe call lets a child open a file between vfork and exec")]
+mod spawn {
+    use std::ffi::CString;
+    use std::mem::MaybeUninit;
+    use std::ptr::null;
+
+    /// posix_spawn(3), whose child first opens `pipe`.
+    pub(super) fn blocked(pipe: &str) {
+        let (pipe, program) = (CString::new(pipe).unwrap(), c"/usr/bin/true");
+        let mut actions = MaybeUninit::uninit();
+        let (mut pid, arguments) = (0, [program.as_ptr().cast_mut(), std::ptr::null_mut()]);
+        // SAFETY: `actions` is initialised by the first call; strings and array outlive the calls, and end as they must.
+        unsafe {
+            libc::posix_spawn_file_actions_init(actions.as_mut_ptr());
+            let actions = actions.as_mut_ptr();
+            libc::posix_spawn_file_actions_addopen(actions, 0, pipe.as_ptr(), libc::O_RDONLY, 0);
+            libc::posix_spawn(
+                &raw mut pid,
+                program.as_ptr(),
+                actions,
+                null(),
+                arguments.as_ptr(),
+                null(),
+            );
+        }
+    }
+}
+
 /// Stopped, traced, frozen, or waiting for a child that has not executed yet: all of these die at once.
 #[test]
 fn whatever_else_does_not_run_dies_at_once() {
     let scene = Scene::new();
     let up = scene.gate("up");
-    let stopped = p("stopped", format!("{}; kill -STOP $$", up.tell()));
-    let frozen = p("frozen", format!("{}; sleep 600", up.tell()));
-    let mut running = scene.spawn(&task([stopped, frozen]).with("finalization_wait", 0.1));
+    let pipe = scene.path("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let this = std::env::current_exe().unwrap();
+    let vfork = format!(
+        "DEWAR_TEST_PIPE={} exec {} --ignored --exact full::unkillable::waits_in_vfork",
+        pipe.display(),
+        this.display()
+    );
+    let processes = [
+        p("stopped", format!("{}; kill -STOP $$", up.tell())),
+        p("frozen", format!("{}; sleep 600", up.tell())),
+        p("traced", "exec sleep 600"),
+        p("forking", vfork),
+    ];
+    let mut running = scene.spawn(&task(processes).with("finalization_wait", 0.1));
     running.wait_until_running("stopped", 0);
     running.wait_until_running("frozen", 0);
+    let (forking, _) = running.wait_until_running("forking", 0);
+    let (traced, _) = running.wait_until_running("traced", 0);
+    let traced = nix::unistd::Pid::from_raw(traced.number());
+    nix::sys::ptrace::seize(traced, nix::sys::ptrace::Options::empty()).unwrap();
+    nix::sys::ptrace::interrupt(traced).unwrap();
+    nix::sys::wait::waitpid(traced, None).unwrap();
+    wait_for_state_d(&forking);
     fs::write(scene.leaf("frozen.0").join("cgroup.freeze"), "1").unwrap();
 
     scene.kill(&["--wait", "0.1s"]);
+    // Who traces is told of the death first. It may be told of SIGTERM before.
+    while !matches!(
+        nix::sys::wait::waitpid(traced, None).unwrap(),
+        nix::sys::wait::WaitStatus::Signaled(..)
+    ) {}
     let ended = running.finish();
 
-    ended.assert("KILLED", &[("stopped", "K"), ("frozen", "K")]);
-    let of_frozen = &ended.run("frozen", 0);
-    assert_eq!(of_frozen["unkillable"], Value::Null, "{ended}");
+    ended.assert("KILLED", &[("stopped", "K"), ("frozen", "K"), ("traced", "K"), ("forking", "K")]);
+    for process in ["stopped", "frozen", "traced", "forking"] {
+        assert_eq!(ended.run(process, 0)["unkillable"], Value::Null, "{ended}");
+    }
 }

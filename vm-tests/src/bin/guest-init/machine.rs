@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nix::mount::{MsFlags, mount, umount};
-use vm_tests::place::{ENTER, MODULES, PORT};
+use vm_tests::place::{ENTER, HOST, MODULES, PORT};
 
 /// Controllers that a hybrid machine keeps on cgroup v1, with what each is mounted together with.
 const V1: [&str; 8] =
@@ -33,7 +33,7 @@ const MOUNTS: [(&str, &str, &str); 8] = [
     ("securityfs", "/sys/kernel/security", ""),
 ];
 
-/// Mounts everything, loads the modules of the image, and sets `lo` up.
+/// Mounts everything, loads the modules of the image, lays out what is to be where the host has it, and sets `lo` up.
 ///
 /// The kernel's command line says where cgroups are: `dewar.cgroups=v2`, or `dewar.cgroups=hybrid`.
 pub(crate) fn set_up() -> Result<(), Box<dyn Error>> {
@@ -46,6 +46,7 @@ pub(crate) fn set_up() -> Result<(), Box<dyn Error>> {
         mount_on("cgroup2", CGROUPS, "")?;
     }
     load_modules()?;
+    run(Command::new("cp").args(["-r", "--no-dereference"]).args([&format!("{HOST}/."), "/"]))?;
     run(Command::new("ip").args(["link", "set", "lo", "up"]))
 }
 
