@@ -238,7 +238,9 @@ fn a_kill_that_the_kernel_did_not_count_is_no_oom_kill() {
 fn a_run_that_the_machine_has_no_memory_for_is_told_so_without_a_limit() {
     let scene = Scene::new();
     let told = scene.gate("told");
-    let large = format!("x=$(tr '\\0' x < /dev/zero | head -c 64M); {}; sleep 600", told.tell());
+    // It has all of its memory when it writes the first of it.
+    let holds = "dd if=/dev/zero bs=128M count=1 2>/dev/null | { head -c 1 > /dev/null";
+    let large = format!("{holds}; {}; sleep 600; }}", told.tell());
     let mut running = scene.spawn(&task([p("large", large), p("small", "sleep 600")]));
     running.wait_until_running("small", 0);
     told.wait();
@@ -249,8 +251,7 @@ fn a_run_that_the_machine_has_no_memory_for_is_told_so_without_a_limit() {
     assert_eq!(run["verdict"]["reason"], "VERDICT_REASON_OOM", "{run}");
     assert_eq!(run["verdict"]["oom"]["level"], "LIMIT_LEVEL_HOST", "{run}");
     assert_eq!(run["verdict"]["oom"]["limitBytes"], Value::Null, "{run}");
-    scene.kill(&["--wait", "0s"]);
-    running.finish();
+    running.finish().assert("FAILED", &[("large", "F"), ("small", "K")]);
 }
 
 /// attack 31: above `memory.high` a run is slowed down, and not killed; and what dewar itself kills it says so.

@@ -18,12 +18,19 @@ fn is_unkillable(event: &Value) -> bool {
     event["run"]["unkillable"].is_object()
 }
 
-/// Waits until a process is where no signal reaches it.
+/// Waits until a thread of a process is where no signal, or only SIGKILL, reaches it.
 #[track_caller]
 fn wait_for_state_d(pid: &Pid) {
-    let stat = format!("/proc/{}/stat", pid.number());
+    let threads = format!("/proc/{}/task", pid.number());
+    let is_stuck = || {
+        let mut threads = fs::read_dir(&threads).unwrap().map(|thread| thread.unwrap().path());
+        // A thread may end while it is looked at.
+        threads.any(|thread| {
+            fs::read_to_string(thread.join("stat")).is_ok_and(|stat| stat.contains(") D "))
+        })
+    };
     let deadline = Instant::now() + Duration::from_secs(20);
-    while !fs::read_to_string(&stat).unwrap().contains(") D ") {
+    while !is_stuck() {
         assert!(Instant::now() < deadline, "{} does not get stuck", pid.number());
         thread::sleep(Duration::from_millis(5));
     }

@@ -15,7 +15,7 @@ use super::{Disk, Witness, dewar, is_over, status, text};
 const CALLERS: usize = 3;
 
 /// New tasks are begun for so long.
-const LASTS: Duration = Duration::from_secs(12);
+const LASTS: Duration = Duration::from_secs(5);
 
 /// A retry, an order, a finalizer.
 const FILE: &str = "
