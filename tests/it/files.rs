@@ -408,7 +408,7 @@ fn bad_use_is_told() {
 #[test]
 fn a_default_task_id_has_the_local_time() {
     let scene = Scene::new();
-    let zone = ("TZ", "XXX-11:30");
+    let zone = ("TZ", "AHEAD-11:30");
     let hour = || {
         let date = Command::new("date").env(zone.0, zone.1).arg("+x-%Y%m%d-%H%M").output().unwrap();
         String::from_utf8(date.stdout).unwrap().trim().to_owned()

@@ -1,12 +1,14 @@
 //! `dewar pause` and `dewar resume-paused`, on the freezer of the host.
 
 use std::fs;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::support::{Following, Pid, Process, Scene, Task, is_alive, p, seconds_between, task};
+use crate::support::{
+    Following, Pid, Process, Scene, Task, is_alive, p, seconds_between, task, wait_until,
+};
 
 /// Counts up in the sandbox, a line a step.
 const COUNTS: &str = "while :; do echo >> steps; sleep 0.01; done";
@@ -66,15 +68,6 @@ fn running(scene: &Scene, task: &Task) -> Following {
     let mut following = scene.spawn(task);
     following.wait_for(|event| event["run"]["state"] == "PROCESS_STATE_RUNNING");
     following
-}
-
-#[track_caller]
-fn wait_until(what: &str, mut is: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !is() {
-        assert!(Instant::now() < deadline, "{what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 #[test]

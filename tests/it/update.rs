@@ -3,12 +3,13 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::support::{Following, Output, Pid, Process, Scene, need_root, p, skip, task};
+use crate::support::{
+    Following, Output, Pid, Process, Scene, need_root, p, skip, task, wait_until,
+};
 
 /// A process that goes on until it is killed.
 fn sleeps(name: &str) -> Process {
@@ -63,15 +64,6 @@ fn held(file: PathBuf) -> String {
         .unwrap_or_else(|error| panic!("{}: {error}", file.display()))
         .trim()
         .to_owned()
-}
-
-#[track_caller]
-fn wait_until(what: &str, mut is: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !is() {
-        assert!(Instant::now() < deadline, "{what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 fn running(scene: &Scene, process: Process) -> Following {

@@ -290,9 +290,17 @@ impl Bench {
         if self.task_cgroup(task).exists() {
             fail("the task's cgroup is left");
         }
-        let left = self.processes_of(task);
-        if !left.is_empty() {
-            fail(&format!("processes {left:?} are left"));
+        // A coordinator that has recorded its end may still be on its way out; whatever else lives stays.
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let left = self.processes_of(task);
+            if left.is_empty() {
+                break;
+            }
+            if Instant::now() >= deadline {
+                fail(&format!("processes {left:?} are left"));
+            }
+            std::thread::sleep(LOOK);
         }
         self.assert_never_twice(task, &history);
     }

@@ -16,7 +16,7 @@ pub(crate) use gate::Gate;
 pub(crate) use process::{Pid, is_alive};
 pub(crate) use scene::{Output, Scene};
 pub(crate) use task::{Process, Task, p, task};
-pub(crate) use time::{seconds, seconds_between};
+pub(crate) use time::{seconds, seconds_between, wait_until};
 
 /// Nothing here takes this long: what does has hung. In a virtual machine, whose tests cargo does not tell where dewar is,
 /// everything takes longer.

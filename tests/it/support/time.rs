@@ -1,6 +1,18 @@
 //! Times and durations of the JSON.
 
+use std::time::{Duration, Instant};
+
 use serde_json::Value;
+
+/// Waits for what nothing tells of but a look.
+#[track_caller]
+pub(crate) fn wait_until(what: &str, mut is: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !is() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
 
 /// Seconds since 1970 of an RFC 3339 time in UTC, such as `2026-08-01T09:30:00.123456789Z`.
 #[track_caller]
