@@ -18,6 +18,7 @@
 //!
 //! From a task to a process:
 //!
+//! - [`request`]: makes a launch of what a client asks for
 //! - [`launch`]: accepts a task durably, and starts a runner for it
 //! - [`runner`]: drives one task to its end: `turn` is the loop, `perform` forks coordinators, `attach` takes over
 //! - [`coordinator`]: starts one run, waits for it, records its end; `start` has every step from clone to `execve`
@@ -28,9 +29,12 @@
 //!
 //! - [`view`]: what is told about a task, made from its records alone
 //! - [`usage`]: what several runs used together
+//! - [`remove`]: removes what is kept of a task that is over
 //! - [`observe`]: reads and follows the streams for that
 //! - [`meter`]: samples what a task uses, and adds up what is recorded
 //! - [`control`]: asks a live runner for the end of its task, or to be nudged
+//! - [`reach`]: the same, where a runner may have to be started first
+//! - [`daemon`]: serves all of it over gRPC
 //! - [`cli`]: the commands
 //!
 //! Beneath it all:
@@ -45,12 +49,17 @@ pub mod checkpoint;
 pub mod cli;
 pub mod control;
 pub mod coordinator;
+#[cfg(feature = "net")]
+pub mod daemon;
 pub mod failpoint;
 pub mod identity;
 pub mod launch;
 pub mod meter;
 pub mod observe;
 pub mod proto;
+pub mod reach;
+pub mod remove;
+pub mod request;
 pub mod runner;
 pub mod sandbox;
 pub mod state;

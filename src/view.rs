@@ -240,6 +240,7 @@ pub fn task_view(launch: &Launch, state: &TaskState, runner_pid: Option<i32>) ->
         paused_since: state.pause().map(|pause| time(pause.since)),
         rounded: all_rounded(launch, state),
         resources: state.spec().resources.as_ref().map(Resources::to_proto),
+        labels: launch.labels.clone(),
     }
 }
 

@@ -55,6 +55,71 @@ pub(super) enum Command {
     Read(Read),
     /// Check a task file, and show the task and its plan.
     Inspect(Inspect),
+    /// Serve control and observation of all tasks over gRPC.
+    #[cfg(feature = "net")]
+    Serve(Serve),
+}
+
+#[cfg(feature = "net")]
+const SERVE_EXAMPLES: &str = "\
+Examples:
+  dewar serve                                     as root: /run/dewar/dewar.sock, tasks in /var/lib/dewar
+  dewar serve --address /tmp/d.sock --root /tmp/d  somewhere else
+  grpcurl -plaintext -unix /run/dewar/dewar.sock dewar.v1.ObserverService/ListTasks
+
+The daemon may be killed, restarted or replaced at any time: tasks do not notice. docs/api.md has every call.";
+
+/// `dewar serve`.
+#[cfg(feature = "net")]
+#[derive(Debug, Args)]
+#[command(after_help = SERVE_EXAMPLES)]
+pub(super) struct Serve {
+    /// Where the tasks of this node are kept.
+    #[command(flatten)]
+    pub(super) root: RootArg,
+
+    /// Unix socket to listen on [default: the one that the service manager hands over, else /run/dewar/dewar.sock as root, else
+    /// $XDG_RUNTIME_DIR/dewar/dewar.sock]
+    #[arg(long, value_name = "PATH", env = "DEWAR_ADDRESS")]
+    pub(super) address: Option<PathBuf>,
+
+    /// Permission bits of the socket, octal: with 666 every user may connect, and see their own tasks
+    #[arg(long, value_name = "MODE", default_value = "660", value_parser = mode)]
+    pub(super) socket_mode: u32,
+
+    /// Group whose members may see and do everything, as root may; ignored if there is no such group
+    #[arg(long, value_name = "GROUP", default_value = "dewar")]
+    pub(super) group: String,
+
+    /// Cgroup that all others are made in [default: the one that was delegated, else as root /sys/fs/cgroup/dewar]
+    #[arg(long, value_name = "DIR")]
+    pub(super) cgroup_base: Option<PathBuf>,
+
+    /// How the log is written to standard error
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub(super) log_format: LogFormat,
+
+    /// What is logged: error, warn, info, debug or trace, or filters by module such as `dewar::daemon=debug`
+    #[arg(long, value_name = "FILTER", default_value = "info", env = "DEWAR_LOG")]
+    pub(super) log: String,
+}
+
+/// How a log is written.
+#[cfg(feature = "net")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum LogFormat {
+    /// A line for people.
+    Text,
+    /// A JSON object a line.
+    Json,
+}
+
+#[cfg(feature = "net")]
+fn mode(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err("expected octal permission bits, such as 660".to_owned()),
+    }
 }
 
 /// Where the tasks of this node are kept.

@@ -9,7 +9,7 @@
 //! | `file.rs`, `place.rs`, `pattern.rs`, `each.rs` | which task, in which root? |
 //! | `runner.rs`, `follow.rs` | how is a runner started, asked, and followed? |
 //! | `printer.rs`, `progress.rs` | what is printed while a task runs? |
-//! | `report.rs`, `words.rs`, `table.rs`, `json.rs`, `task_file.rs` | how are states, ends, usages and tasks said? |
+//! | `report.rs`, `words.rs`, `table.rs`, `json.rs` | how are states, ends, usages and tasks said? |
 //! | `term.rs`, `out.rs` | what may reach a terminal, and what if nobody reads? |
 //!
 //! Results go to standard output, messages for people to standard error; with `--output json` standard output
@@ -34,12 +34,13 @@ mod read;
 mod report;
 mod run;
 mod runner;
+#[cfg(feature = "net")]
+mod serve;
 mod signals;
 mod stats;
 mod status;
 mod table;
 mod tail;
-mod task_file;
 mod term;
 mod update;
 mod words;
@@ -86,6 +87,8 @@ fn dispatch(command: &Command) -> Result<u8, Failure> {
         Command::Tail(args) => tail::run(args),
         Command::Read(args) => read::run(args),
         Command::Inspect(args) => inspect::run(args),
+        #[cfg(feature = "net")]
+        Command::Serve(args) => serve::run(args),
     }
 }
 

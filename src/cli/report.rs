@@ -1,13 +1,13 @@
 //! What happened to a task, in lines for people.
 
 use super::table::{self, Align};
-use super::task_file::assignments;
 use super::term::{Style, escape};
 use super::words;
 use crate::proto::{
     Event, KillView, LimitsView, ProcessState, ProcessView, RunView, TaskView, Unkillable, Usage,
 };
 use crate::task::Resources;
+use crate::task::written::assignments;
 
 /// Most processes that a summary tells of one by one, whatever their state.
 const SUMMARY_MAX: usize = 100;

@@ -102,12 +102,7 @@ impl Event {
                 state: Some(step_to(step)),
             }),
             &Self::KillRequested { deadline, lost, by_uid, by_pid } => {
-                Kind::Kill(proto::KillRequest {
-                    deadline_boot_nanos: deadline,
-                    lost,
-                    by_uid,
-                    by_pid,
-                })
+                Kind::Kill(proto::KillOrder { deadline_boot_nanos: deadline, lost, by_uid, by_pid })
             }
             &Self::Paused { by_uid, by_pid } => Kind::Paused(proto::Paused { by_uid, by_pid }),
             &Self::Resumed { by_uid, by_pid } => Kind::Resumed(proto::Resumed { by_uid, by_pid }),

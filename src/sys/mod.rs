@@ -30,6 +30,7 @@ pub mod fds;
 pub mod fs;
 pub mod ids;
 pub mod inherit;
+pub mod limit;
 pub mod lock;
 pub mod pidfd;
 pub mod process;

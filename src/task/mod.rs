@@ -23,6 +23,7 @@ pub mod source;
 pub mod spec;
 pub mod template;
 pub mod validate;
+pub mod written;
 
 use std::fmt;
 

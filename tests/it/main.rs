@@ -8,6 +8,8 @@
 
 /// No kill -9, full disk or failed call loses anything.
 mod crash;
+#[cfg(feature = "net")]
+mod daemon;
 mod docs;
 mod ending;
 mod examples;
