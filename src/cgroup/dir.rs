@@ -57,11 +57,25 @@ impl Dir {
 
     /// Makes the child `name`, or opens it if it is there: whoever is first makes it.
     pub(super) fn create(&self, name: &str) -> Result<Self, CgroupError> {
-        let made = match mkdirat(&self.fd, name, Mode::from_bits_truncate(0o755)) {
-            Ok(()) => true,
-            Err(Errno::EEXIST) => false,
-            Err(errno) => return Err(sys("make cgroup", &self.path.join(name), errno)),
-        };
+        let made = self.make(name)?;
+        self.open_made(name, made)
+    }
+
+    /// Makes the child `name`; `None` if there is one of that name.
+    pub(super) fn create_new(&self, name: &str) -> Result<Option<Self>, CgroupError> {
+        self.make(name)?.then(|| self.open_made(name, true)).transpose()
+    }
+
+    /// Whether the child `name` was made, and not there already.
+    fn make(&self, name: &str) -> Result<bool, CgroupError> {
+        match mkdirat(&self.fd, name, Mode::from_bits_truncate(0o755)) {
+            Ok(()) => Ok(true),
+            Err(Errno::EEXIST) => Ok(false),
+            Err(errno) => Err(sys("make cgroup", &self.path.join(name), errno)),
+        }
+    }
+
+    fn open_made(&self, name: &str, made: bool) -> Result<Self, CgroupError> {
         match self.child(name) {
             Ok(Some(child)) => Ok(child),
             // Somebody has removed it: one of that name that is there by now is another's.

@@ -11,6 +11,7 @@ mod crash;
 mod docs;
 mod ending;
 mod examples;
+mod exec;
 mod files;
 mod identity;
 mod logs;
