@@ -422,7 +422,7 @@ impl Exec {
     ///
     /// That of waitid(2): ECHILD if somebody else has reaped it.
     pub fn try_wait(&mut self) -> Result<Option<Exit>, Errno> {
-        self.wait_by(|pidfd| pidfd::try_wait(pidfd))
+        self.wait_by(pidfd::try_wait)
     }
 
     /// Waits until its first process has ended, as [`Exec::try_wait`].

@@ -39,6 +39,8 @@ pub(super) enum Command {
     Resume(Resume),
     /// End tasks.
     Kill(Kill),
+    /// Send a signal to the processes of tasks.
+    Signal(Signal),
     /// Freeze tasks: nothing of them runs, and no time passes for them.
     Pause(Pause),
     /// Let paused tasks go on.
@@ -210,6 +212,40 @@ pub(super) struct Kill {
     /// End it now, as LOST instead of KILLED [default: no]
     #[arg(long, conflicts_with = "wait")]
     pub(super) lost: bool,
+}
+
+const SIGNAL_EXAMPLES: &str = "\
+Examples:
+  dewar signal HUP web-20260801-093000.123456       the first process of each live run
+  dewar signal --process server USR1 'web-.*'       of one process of every web task
+  dewar signal --all 9 web-20260801-093000.123456   everything that they have forked
+
+SIGNAL is a name, with or without SIG, or a number; RTMIN+1 is one too. What a signal does to a run counts as the run's own
+end; to end a task, use kill. A paused task gets it when it goes on.";
+
+/// `dewar signal`.
+#[derive(Debug, Args)]
+#[command(after_help = SIGNAL_EXAMPLES)]
+pub(super) struct Signal {
+    /// Signal to send
+    #[arg(value_name = "SIGNAL", value_parser = crate::task::signal::parse)]
+    pub(super) signal: i32,
+
+    /// Patterns of task ids
+    #[arg(value_name = "REGEX", required = true)]
+    pub(super) patterns: Vec<String>,
+
+    /// Where the tasks of this node are kept.
+    #[command(flatten)]
+    pub(super) root: RootArg,
+
+    /// Name of the process whose run is meant [default: every one]
+    #[arg(long, value_name = "P")]
+    pub(super) process: Option<String>,
+
+    /// Send it to everything that a run has forked [default: to its first process]
+    #[arg(long)]
+    pub(super) all: bool,
 }
 
 const PAUSE_EXAMPLES: &str = "\

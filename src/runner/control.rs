@@ -9,7 +9,7 @@ use std::time::Duration;
 use prost::Message;
 
 use crate::proto::control_request::Request;
-use crate::proto::{ControlReply, ControlRequest, KillTask, UpdateLimits};
+use crate::proto::{ControlReply, ControlRequest, KillTask, SignalTask, UpdateLimits};
 use crate::sys::socket::{self, Datagram, Peer};
 
 /// The receiving end of a task's control socket.
@@ -27,6 +27,8 @@ pub(super) enum Asked {
     Resume { by: Peer, reply: Reply },
     /// Other limits; answered once they are in force and on disk.
     Update { asked: Box<UpdateLimits>, by: Peer, reply: Reply },
+    /// A signal to processes of the task; answered once it was sent.
+    Signal { asked: SignalTask, reply: Reply },
     /// To be nudged through this descriptor.
     Follow(Follower),
 }
@@ -67,6 +69,7 @@ pub(super) fn understand(datagram: Datagram) -> Option<Asked> {
         }
         Some(Request::Pause(_)) => Some(Asked::Pause { by, reply }),
         Some(Request::Update(asked)) => Some(Asked::Update { asked: Box::new(asked), by, reply }),
+        Some(Request::Signal(asked)) => Some(Asked::Signal { asked, reply }),
         Some(Request::Resume(_)) => Some(Asked::Resume { by, reply }),
         Some(Request::Follow(_)) | None => {
             reply.send("the runner does not know this request");

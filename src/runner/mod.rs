@@ -19,6 +19,7 @@ mod control;
 mod limits;
 mod pause;
 mod perform;
+mod signal;
 mod sources;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -416,6 +417,7 @@ impl Runner {
             | Asked::Pause { reply, .. }
             | Asked::Resume { reply, .. }
             | Asked::Update { reply, .. }
+            | Asked::Signal { reply, .. }
                 if self.is_over() =>
             {
                 reply.send("the task is over");
@@ -427,6 +429,7 @@ impl Runner {
             Asked::Pause { by, reply } => self.pause(by, reply)?,
             Asked::Resume { by, reply } => self.resume(by, reply)?,
             Asked::Update { asked, by, reply } => self.update(&asked, by, reply)?,
+            Asked::Signal { asked, reply } => self.signal(&asked, reply)?,
             Asked::Follow(mut follower) => {
                 // What happened before it came is news to it.
                 if follower.nudge() {

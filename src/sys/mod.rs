@@ -15,7 +15,7 @@
 //! - [`process`]: this process, and its children
 //! - [`signal`]: dispositions and mask
 //! - [`socket`]: descriptors and credentials over unix sockets
-//! - [`terminal`]: pseudo-terminals
+//! - [`terminal`]: both sides of a terminal
 //! - [`xattr`]: extended attributes
 #![allow(clippy::disallowed_methods, reason = "system calls")]
 

@@ -19,6 +19,7 @@ mod order;
 mod outcomes;
 mod pause;
 mod recover;
+mod signal;
 mod support;
 mod terminal;
 mod update;
