@@ -305,7 +305,9 @@ impl Place {
             return Err(ExecError::Killed);
         }
         let (pid, pidfd) = start.launch(Some(leaf.leaf.as_fd())).map_err(|failure| {
-            if failure.step == Step::Clone && failure.errno == Some(Errno::ENODEV) {
+            // The leaf was removed, with its task.
+            let is_gone = matches!(failure.errno, Some(Errno::ENOENT | Errno::ENODEV));
+            if failure.step == Step::Clone && is_gone {
                 return ExecError::Over(task.clone());
             }
             failed(failure.for_want_of(Some(&leaf.leaf)))
