@@ -5,6 +5,7 @@ use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::control::REASON_MAX;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 const ABOUT: &str = "\
@@ -190,6 +191,7 @@ Examples:
   dewar kill web-20260801-093000.123456     end one task, with the time its task file gives it
   dewar kill --wait 0s 'web-.*'             end every web task now
   dewar kill --lost 'web-.*'                end them now, as LOST
+  dewar kill web-1 --reason 'disk is full'  say why, to whoever follows it or reads its checkpoint
 
 A second kill can only shorten the time. Returns when the request is on disk; resume waits for the end.";
 
@@ -212,6 +214,10 @@ pub(super) struct Kill {
     /// End it now, as LOST instead of KILLED [default: no]
     #[arg(long, conflicts_with = "wait")]
     pub(super) lost: bool,
+
+    /// Why, kept with the task for whoever asks later; at most 1024 bytes [default: nothing]
+    #[arg(long, value_name = "TEXT", value_parser = reason)]
+    pub(super) reason: Option<String>,
 }
 
 const SIGNAL_EXAMPLES: &str = "\
@@ -512,6 +518,13 @@ pub(super) enum Only {
     Active,
     /// Tasks that have ended.
     Finished,
+}
+
+fn reason(text: &str) -> Result<String, String> {
+    match text.len() {
+        ..=REASON_MAX => Ok(text.to_owned()),
+        bytes => Err(format!("has {bytes} bytes; at most {REASON_MAX} are kept")),
+    }
 }
 
 fn port(text: &str) -> Result<(String, NonZeroU16), String> {

@@ -1387,6 +1387,99 @@ mod tests {
         });
     }
 
+    /// What the user of process `pid` gets to see of it, if anything.
+    fn reach(pid: i32) -> Vec<&'static str> {
+        let path = |name: &str| format!("/proc/{pid}/{name}");
+        let reads = |name| fs::read(path(name)).is_ok_and(|content| !content.is_empty());
+        let opens = |name| fs::File::open(path(name)).is_ok();
+        [
+            ("exe", fs::metadata(path("exe")).is_ok()),
+            ("maps", reads("maps")),
+            ("environ", reads("environ")),
+            ("mem", opens("mem")),
+            ("fd", fs::read_dir(path("fd")).is_ok()),
+        ]
+        .into_iter()
+        .filter_map(|(name, is)| is.then_some(name))
+        .collect()
+    }
+
+    /// attacks 11, 12: a child that is its user already, and not yet the program, has the memory of its parent.
+    #[test]
+    fn the_user_of_a_child_that_is_not_yet_the_program_has_no_hold_on_it() {
+        alone(|| {
+            if !is_root() {
+                return;
+            }
+            let stage = Stage::new(ordinary(&[]));
+            let sandbox = Sandbox::open(&stage.path(), &stage.identity).unwrap();
+            let task_id = TaskId::new("task-1").unwrap();
+            let place = Place {
+                task_id: &task_id,
+                run: None,
+                path: "/bin",
+                identity: &stage.identity,
+                sandbox: &sandbox,
+                chroot: false,
+            };
+            let image = Image::new(SHELL.to_owned(), vec![], vec![]);
+            let null = || open_null().unwrap();
+            let mut plan = Plan::new(&place, Kind::Run, image, [null(), null(), null()]).unwrap();
+            let (pids, pid) = pipe2(OFlag::O_CLOEXEC).unwrap();
+            let (hold, go) = pipe2(OFlag::O_CLOEXEC).unwrap();
+            let spy = || {
+                become_ordinary();
+                let mut pid = [0; 4];
+                read(&pids, &mut pid).unwrap();
+                let reached = reach(i32::from_ne_bytes(pid));
+                write(&go, &[0]).unwrap();
+                assert_eq!(reached, [""; 0]);
+                exit_now(0)
+            };
+            let (spy, _) = fork(spy).unwrap();
+
+            let (_, pidfd) = clone_into(None, || {
+                for (when, _, act) in STEPS.iter().filter(|(_, step, _)| *step != Step::Execve) {
+                    if plan.wants(*when) && act(&mut plan).is_err() {
+                        exit_now(1);
+                    }
+                }
+                let _ = write(&pid, &Pid::this().as_raw().to_ne_bytes());
+                let _ = read(&hold, &mut [0]);
+                exit_now(0)
+            })
+            .unwrap();
+
+            assert!(matches!(
+                waitid(Id::PIDFd(pidfd.as_fd()), WaitPidFlag::WEXITED),
+                Ok(WaitStatus::Exited(_, 0))
+            ));
+            assert_eq!(waitpid(spy, None), Ok(WaitStatus::Exited(spy, 0)));
+        });
+    }
+
+    /// `fs.suid_dumpable` = 1 would let that user in, until the next step.
+    #[test]
+    fn nothing_is_run_as_another_user_who_would_be_let_into_our_memory() {
+        alone(|| {
+            if !is_root() {
+                return;
+            }
+            let stage = Stage::new(ordinary(&[]));
+            let one = stage.temp.path().join("one");
+            fs::write(&one, "1\n").unwrap();
+            unshare(CloneFlags::CLONE_NEWNS).unwrap();
+            let none = None::<&str>;
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+            mount(Some(&one), "/proc/sys/fs/suid_dumpable", none, MsFlags::MS_BIND, none).unwrap();
+
+            let error = stage.fails();
+
+            assert_eq!(error, LaunchFailed::refused(Step::Prepare, DUMPABLE.to_owned()));
+            Stage::own().run("true").unwrap();
+        });
+    }
+
     /// Copies bash and the libraries that it names into `root`.
     fn install_bash(root: &Path) {
         let ldd = Command::new("ldd").arg("/bin/bash").output().unwrap();

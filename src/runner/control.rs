@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use prost::Message;
 
+use crate::control::REASON_MAX;
 use crate::proto::control_request::Request;
 use crate::proto::{ControlReply, ControlRequest, KillTask, SignalTask, UpdateLimits};
 use crate::sys::socket::{self, Datagram, Peer};
@@ -20,7 +21,7 @@ pub(super) struct Control {
 /// What somebody asked.
 pub(super) enum Asked {
     /// The end of the task; answered once it is on disk.
-    Kill { wait: Duration, lost: bool, by: Peer, reply: Reply },
+    Kill { wait: Duration, lost: bool, reason: Option<String>, by: Peer, reply: Reply },
     /// That the task stands still; answered once it does and that is on disk.
     Pause { by: Peer, reply: Reply },
     /// That the task goes on; answered once it does and that is on disk.
@@ -64,8 +65,12 @@ pub(super) fn understand(datagram: Datagram) -> Option<Asked> {
     }
     let reply = Reply(UnixStream::from(fd));
     match request {
-        Some(Request::Kill(KillTask { wait_nanos, lost })) => {
-            Some(Asked::Kill { wait: Duration::from_nanos(wait_nanos), lost, by, reply })
+        Some(Request::Kill(KillTask { wait_nanos, lost, reason })) => {
+            if let Some(bytes) = reason.as_ref().map(String::len).filter(|&len| len > REASON_MAX) {
+                reply.send(&format!("the reason has {bytes} bytes; at most {REASON_MAX} are kept"));
+                return None;
+            }
+            Some(Asked::Kill { wait: Duration::from_nanos(wait_nanos), lost, reason, by, reply })
         }
         Some(Request::Pause(_)) => Some(Asked::Pause { by, reply }),
         Some(Request::Update(asked)) => Some(Asked::Update { asked: Box::new(asked), by, reply }),

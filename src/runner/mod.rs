@@ -422,8 +422,8 @@ impl Runner {
             {
                 reply.send("the task is over");
             }
-            Asked::Kill { wait, lost, by, reply } => {
-                self.request_kill(wait, lost, by)?;
+            Asked::Kill { wait, lost, reason, by, reply } => {
+                self.request_kill(wait, lost, reason, by)?;
                 self.replies.push(reply);
             }
             Asked::Pause { by, reply } => self.pause(by, reply)?,
@@ -444,7 +444,8 @@ impl Runner {
     fn take_signals(&mut self) -> Result<(), RunnerError> {
         while let Some(signal) = self.sources.signal().map_err(doing("read a signal"))? {
             let lost = signal == Signal::SIGUSR2;
-            self.request_kill(SIGNAL_WAIT, lost, Peer { uid: self.launch_uid(), pid: 0 })?;
+            let by = Peer { uid: self.launch_uid(), pid: 0 };
+            self.request_kill(SIGNAL_WAIT, lost, None, by)?;
         }
         Ok(())
     }
@@ -457,14 +458,20 @@ impl Runner {
         self.launch.identity.as_ref().map_or(0, |identity| identity.uid)
     }
 
-    fn request_kill(&mut self, wait: Duration, lost: bool, by: Peer) -> Result<(), RunnerError> {
+    fn request_kill(
+        &mut self,
+        wait: Duration,
+        lost: bool,
+        reason: Option<String>,
+        by: Peer,
+    ) -> Result<(), RunnerError> {
         if self.is_over() {
             return Ok(());
         }
         let at = clock::now();
         let wait = if lost { 0 } else { u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX) };
         let deadline = at.boot.saturating_add(wait);
-        let event = Event::KillRequested { deadline, lost, by_uid: by.uid, by_pid: by.pid };
+        let event = Event::KillRequested { deadline, lost, by_uid: by.uid, by_pid: by.pid, reason };
         let was_paused = self.state.pause().is_some();
         self.record(event, at)?;
         self.sync_due = true;

@@ -340,7 +340,7 @@ fn a_program_that_is_not_there_is_told_by_name_and_leaves_nothing() {
     assert_eq!(fails("no-such-program"), missing);
     let forbidden = format!("start {file:?}: execve: EACCES: Permission denied");
     assert_eq!(fails(file.to_str().unwrap()), forbidden);
-    assert_eq!(scene.exec_leaves(), [PathBuf::new(); 0]);
+    assert!(scene.exec_leaves().is_empty());
     end(&scene, following);
 }
 
@@ -629,7 +629,7 @@ impl Scene {
         let spy = format!("exec perl '{}' {ours} CARGO_MANIFEST_DIR", script.display());
         let following = running_with(self, &task([p("a", spy)]), &["--user", user]);
         wait_until("it looks", || self.sandbox().join("looks").exists());
-        let until = Instant::now() + Duration::from_secs(3);
+        let until = Instant::now() + Duration::from_secs(2);
         while Instant::now() < until {
             let (exit, ..) = finish(self.exec(&request(argv)).unwrap());
             assert!(matches!(exit, Exit::Code(_)), "{exit:?}");

@@ -184,3 +184,45 @@ fn a_first_process_that_left_its_leaf_gets_no_signal() {
     scene.kill(&["--wait", "0s"]);
     following.finish();
 }
+
+#[test]
+fn a_kill_says_why() {
+    let scene = Scene::new();
+    let mut following = ready(&scene, &task([p("a", TELLS)]));
+    let long = "x".repeat(1025);
+
+    let told = scene.dewar(&["kill", scene.id(), "--reason", &long]);
+    assert_eq!(told.status, Some(2), "{told:?}");
+    assert!(told.stderr.contains("has 1025 bytes; at most 1024 are kept"), "{told:?}");
+    scene.kill(&["--wait", "0s", "--reason", "disk\nfull"]);
+
+    let event = following.wait_for(|event| event.get("kill").is_some());
+    assert_eq!(event["kill"]["reason"], "disk\nfull");
+    following.finish();
+    let records = scene.records();
+    let kill = records.iter().find_map(|record| record.get("kill")).unwrap();
+    assert_eq!(kill["reason"], "disk\nfull");
+}
+
+/// Whoever asks, the runner keeps no more.
+#[test]
+fn a_runner_refuses_a_reason_that_is_too_long() {
+    let scene = Scene::new();
+    let following = ready(&scene, &task([p("a", TELLS)]));
+    let root = dewar::checkpoint::Root::new(scene.root()).unwrap();
+    let id = dewar::task::TaskId::new(scene.id()).unwrap();
+    let kill = |length: usize| {
+        let reason = Some("x".repeat(length));
+        dewar::control::order(
+            &root,
+            &id,
+            dewar::control::to_kill(Default::default(), false, reason),
+        )
+    };
+
+    let why = kill(1025).unwrap_err().to_string();
+    assert!(why.ends_with("refused: the reason has 1025 bytes; at most 1024 are kept"), "{why}");
+    kill(1024).unwrap();
+
+    following.finish();
+}
