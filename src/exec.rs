@@ -35,7 +35,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::unistd::{Uid, fchown, pipe2};
+use nix::unistd::{Uid, fchown, geteuid, pipe2};
 
 use crate::cgroup::{CgroupError, ExecLeaf, TaskCgroup};
 use crate::coordinator::start::{Command, LaunchFailed, Place as Where, Start, Step};
@@ -191,6 +191,8 @@ pub struct Request {
     pub terminal: Option<Size>,
     /// The process and run that it is told to belong to, in its environment.
     pub run: Option<(ProcessName, u32)>,
+    /// Soft limit of open descriptors; `None`: ours, which a server has raised for itself.
+    pub descriptors: Option<u64>,
 }
 
 impl Request {
@@ -299,6 +301,7 @@ impl Place {
             env: &env,
             cwd: request.cwd.as_deref(),
             terminal: request.terminal.is_some(),
+            descriptors: request.descriptors,
         };
         let start = Start::prepare_command(&command, standard).map_err(failed)?;
         if leaf.is_killed.load(Ordering::SeqCst) {
@@ -352,9 +355,10 @@ fn open_streams(
     let (streams, standard) = match terminal {
         Some(size) => {
             let terminal::Terminal { master, slave } = terminal::open(size)?;
-            if identity.switch {
+            let user = Uid::from_raw(identity.uid);
+            if user != geteuid() {
                 // As login(1) does, so that the user may open it by its name.
-                fchown(&slave, Some(Uid::from_raw(identity.uid)), None)?;
+                fchown(&slave, Some(user), None)?;
             }
             fs::make_nonblocking(&master)?;
             (Streams::Terminal(master), [copy(&slave)?, copy(&slave)?, slave])
