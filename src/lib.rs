@@ -22,6 +22,7 @@
 //! - [`launch`]: accepts a task durably, and starts a runner for it
 //! - [`runner`]: drives one task to its end: `turn` is the loop, `perform` forks coordinators, `attach` takes over
 //! - [`coordinator`]: starts one run, waits for it, records its end; `start` has every step from clone to `execve`
+//! - [`exec`]: a command in a live task, beside its runs
 //! - [`identity`]: who a run is, resolved once
 //! - [`sandbox`]: where it runs and logs, opened so that it cannot lead us elsewhere
 //!
@@ -51,6 +52,7 @@ pub mod control;
 pub mod coordinator;
 #[cfg(feature = "net")]
 pub mod daemon;
+pub mod exec;
 pub mod failpoint;
 pub mod identity;
 pub mod launch;

@@ -5,6 +5,7 @@ use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::control::REASON_MAX;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 const ABOUT: &str = "\
@@ -39,6 +40,8 @@ pub(super) enum Command {
     Resume(Resume),
     /// End tasks.
     Kill(Kill),
+    /// Send a signal to the processes of tasks.
+    Signal(Signal),
     /// Freeze tasks: nothing of them runs, and no time passes for them.
     Pause(Pause),
     /// Let paused tasks go on.
@@ -253,6 +256,7 @@ Examples:
   dewar kill web-20260801-093000.123456     end one task, with the time its task file gives it
   dewar kill --wait 0s 'web-.*'             end every web task now
   dewar kill --lost 'web-.*'                end them now, as LOST
+  dewar kill web-1 --reason 'disk is full'  say why, to whoever follows it or reads its checkpoint
 
 A second kill can only shorten the time. Returns when the request is on disk; resume waits for the end.";
 
@@ -275,6 +279,44 @@ pub(super) struct Kill {
     /// End it now, as LOST instead of KILLED [default: no]
     #[arg(long, conflicts_with = "wait")]
     pub(super) lost: bool,
+
+    /// Why, kept with the task for whoever asks later; at most 1024 bytes [default: nothing]
+    #[arg(long, value_name = "TEXT", value_parser = reason)]
+    pub(super) reason: Option<String>,
+}
+
+const SIGNAL_EXAMPLES: &str = "\
+Examples:
+  dewar signal HUP web-20260801-093000.123456       the first process of each live run
+  dewar signal --process server USR1 'web-.*'       of one process of every web task
+  dewar signal --all 9 web-20260801-093000.123456   everything that they have forked
+
+SIGNAL is a name, with or without SIG, or a number; RTMIN+1 is one too. What a signal does to a run counts as the run's own
+end; to end a task, use kill. A paused task gets it when it goes on.";
+
+/// `dewar signal`.
+#[derive(Debug, Args)]
+#[command(after_help = SIGNAL_EXAMPLES)]
+pub(super) struct Signal {
+    /// Signal to send
+    #[arg(value_name = "SIGNAL", value_parser = crate::task::signal::parse)]
+    pub(super) signal: i32,
+
+    /// Patterns of task ids
+    #[arg(value_name = "REGEX", required = true)]
+    pub(super) patterns: Vec<String>,
+
+    /// Where the tasks of this node are kept.
+    #[command(flatten)]
+    pub(super) root: RootArg,
+
+    /// Name of the process whose run is meant [default: every one]
+    #[arg(long, value_name = "P")]
+    pub(super) process: Option<String>,
+
+    /// Send it to everything that a run has forked [default: to its first process]
+    #[arg(long)]
+    pub(super) all: bool,
 }
 
 const PAUSE_EXAMPLES: &str = "\
@@ -541,6 +583,13 @@ pub(super) enum Only {
     Active,
     /// Tasks that have ended.
     Finished,
+}
+
+fn reason(text: &str) -> Result<String, String> {
+    match text.len() {
+        ..=REASON_MAX => Ok(text.to_owned()),
+        bytes => Err(format!("has {bytes} bytes; at most {REASON_MAX} are kept")),
+    }
 }
 
 fn port(text: &str) -> Result<(String, NonZeroU16), String> {

@@ -36,6 +36,7 @@ mod run;
 mod runner;
 #[cfg(feature = "net")]
 mod serve;
+mod signal;
 mod signals;
 mod stats;
 mod status;
@@ -79,6 +80,7 @@ fn dispatch(command: &Command) -> Result<u8, Failure> {
         Command::Run(args) => run::run(args),
         Command::Resume(args) => run::resume(args),
         Command::Kill(args) => kill::run(args),
+        Command::Signal(args) => signal::run(args),
         Command::Pause(args) => pause::pause(args),
         Command::ResumePaused(args) => pause::resume(args),
         Command::Update(args) => update::run(args),

@@ -155,7 +155,7 @@ fn to_the_end(
             Stop::Gracefully => spec.finalization_wait,
             Stop::Now => Duration::ZERO,
         };
-        runner::kill(root, id, wait, false)
+        runner::kill(root, id, wait, false, None)
     };
     let mut watch = Watch { nudges: followed.nudges, signals };
     let mut pidfd: Option<OwnedFd> = followed.pidfd;

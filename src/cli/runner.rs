@@ -31,8 +31,14 @@ pub(super) fn follow(root: &Root, id: &TaskId, console: Console) -> Result<Follo
 /// # Errors
 ///
 /// [`Failure::Unavailable`].
-pub(super) fn kill(root: &Root, id: &TaskId, wait: Duration, lost: bool) -> Result<(), Failure> {
-    order(root, id, &control::to_kill(wait, lost)).map(drop)
+pub(super) fn kill(
+    root: &Root,
+    id: &TaskId,
+    wait: Duration,
+    lost: bool,
+    reason: Option<&str>,
+) -> Result<(), Failure> {
+    order(root, id, &control::to_kill(wait, lost, reason.map(str::to_owned))).map(drop)
 }
 
 /// Asks the runner of a task to do something, or one that is started for it and hears it first of all. Tells which limits the

@@ -19,6 +19,7 @@ mod node;
 mod number;
 pub mod resources;
 mod schema;
+pub mod signal;
 pub mod source;
 pub mod spec;
 pub mod template;

@@ -429,6 +429,7 @@ fn a_new_boot_ends_the_deadline_of_a_kill() {
         lost: false,
         by_uid: 0,
         by_pid: 1,
+        reason: None,
     });
     let kinds = [
         leader("00000000-0000-4000-8000-000000000000"),
