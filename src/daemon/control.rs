@@ -3,23 +3,25 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
+use super::observe::Answers;
 use super::peer::Peer;
 use super::registry::is_terminal;
-use super::{Node, launch, status, watch};
+use super::{Node, exec, launch, status, watch};
 use crate::cgroup;
 use crate::control::{self, ControlError, Request as Order};
 use crate::observe;
 use crate::proto::runner_service_server::RunnerService;
 use crate::proto::{
-    KillRequest, KillResponse, LaunchRequest, LaunchResponse, LoseRequest, LoseResponse,
-    PauseRequest, PauseResponse, PauseTask, RemoveRequest, RemoveResponse, ResumeRequest,
-    ResumeResponse, ResumeTask, TaskState, UpdateLimits, UpdateRequest, UpdateResponse,
-    WaitRequest, WaitResponse,
+    ExecRequest, ExecResponse, KillRequest, KillResponse, LaunchRequest, LaunchResponse,
+    LoseRequest, LoseResponse, PauseRequest, PauseResponse, PauseTask, RemoveRequest,
+    RemoveResponse, ResumeRequest, ResumeResponse, ResumeTask, SignalRequest, SignalResponse,
+    SignalScope, SignalTask, TaskState, UpdateLimits, UpdateRequest, UpdateResponse, WaitRequest,
+    WaitResponse,
 };
 use crate::reach::{Reach, ReachError};
-use crate::task::{TaskId, TaskSpec};
+use crate::task::{self, TaskId, TaskSpec};
 
 /// The service.
 pub(super) struct Control {
@@ -70,11 +72,12 @@ impl Node {
         state: TaskState,
         grace: Duration,
         lost: bool,
+        reason: Option<String>,
     ) -> Result<(), Status> {
         if is_terminal(state) {
             return Ok(());
         }
-        match self.order(id, &control::to_kill(grace, lost)) {
+        match self.order(id, &control::to_kill(grace, lost, reason)) {
             Ok(_) => Ok(()),
             // It ended in the meantime.
             Err(error) => {
@@ -95,9 +98,20 @@ impl Node {
     }
 }
 
-fn is_over(id: &TaskId, state: TaskState) -> Status {
+pub(super) fn is_over(id: &TaskId, state: TaskState) -> Status {
     let text = format!("task {id} is over: {}", state.as_str_name());
     status::precondition("TASK_OVER", id.as_str(), text)
+}
+
+/// A reason that is not too long to be kept.
+fn check_reason(reason: Option<&str>) -> Result<(), Status> {
+    match reason.map_or(0, str::len) {
+        ..=control::REASON_MAX => Ok(()),
+        length => {
+            let expected = format!("at most {}", control::REASON_MAX);
+            Err(status::bad_field("reason", format!("{length} bytes"), expected))
+        }
+    }
 }
 
 /// A time that is not negative.
@@ -125,20 +139,38 @@ impl RunnerService for Control {
         answer.await.map(Response::new)
     }
 
-    type ExecStream = super::observe::Answers<crate::proto::ExecResponse>;
+    type ExecStream = Answers<ExecResponse>;
 
     async fn exec(
         &self,
-        _: Request<tonic::Streaming<crate::proto::ExecRequest>>,
+        request: Request<Streaming<ExecRequest>>,
     ) -> Result<Response<Self::ExecStream>, Status> {
-        Err(Status::unimplemented("Exec"))
+        let peer = Peer::of(&request)?;
+        exec::exec(&self.node, &peer, request.into_inner()).await.map(Response::new)
     }
 
     async fn signal(
         &self,
-        _: Request<crate::proto::SignalRequest>,
-    ) -> Result<Response<crate::proto::SignalResponse>, Status> {
-        Err(Status::unimplemented("Signal"))
+        request: Request<SignalRequest>,
+    ) -> Result<Response<SignalResponse>, Status> {
+        let peer = Peer::of(&request)?;
+        let node = self.node.clone();
+        let request = request.into_inner();
+        let all = match SignalScope::try_from(request.scope) {
+            Ok(SignalScope::Unspecified | SignalScope::Leaders) => false,
+            Ok(SignalScope::All) => true,
+            Err(_) => return Err(status::bad_field("scope", request.scope, "a known scope")),
+        };
+        let SignalRequest { task_id, signal, process, .. } = request;
+        let (id, state) = node.known(&peer, &task_id)?;
+        let signal = task::signal::parse(&signal)
+            .map_err(|error| status::bad_fields([("signal".to_owned(), error.to_string())]))?;
+        let answer = block(move || {
+            node.order_live(&id, state, &Order::Signal(SignalTask { process, signal, all }))?;
+            tracing::info!(task = %id, uid = peer.uid, signal, all, "signalled");
+            Ok(SignalResponse {})
+        });
+        answer.await.map(Response::new)
     }
 
     async fn kill(&self, request: Request<KillRequest>) -> Result<Response<KillResponse>, Status> {
@@ -146,10 +178,11 @@ impl RunnerService for Control {
         let node = self.node.clone();
         let request = request.into_inner();
         let (id, state) = node.known(&peer, &request.task_id)?;
+        check_reason(request.reason.as_deref())?;
         let grace = request.grace.map(|grace| duration("grace", grace)).transpose()?;
         let answer = block(move || {
             let grace = grace.map_or_else(|| node.finalization_wait(&id), Ok)?;
-            node.end(&id, state, grace, false)?;
+            node.end(&id, state, grace, false, request.reason)?;
             tracing::info!(task = %id, uid = peer.uid, "killed");
             Ok(KillResponse { state: watch::view(&node.root, &id)?.state })
         });
@@ -159,9 +192,11 @@ impl RunnerService for Control {
     async fn lose(&self, request: Request<LoseRequest>) -> Result<Response<LoseResponse>, Status> {
         let peer = Peer::of(&request)?;
         let node = self.node.clone();
-        let (id, state) = node.known(&peer, &request.get_ref().task_id)?;
+        let LoseRequest { task_id, reason } = request.into_inner();
+        let (id, state) = node.known(&peer, &task_id)?;
+        check_reason(reason.as_deref())?;
         let answer = block(move || {
-            node.end(&id, state, Duration::ZERO, true)?;
+            node.end(&id, state, Duration::ZERO, true, reason)?;
             tracing::info!(task = %id, uid = peer.uid, "lost");
             Ok(LoseResponse { state: watch::view(&node.root, &id)?.state })
         });
