@@ -19,7 +19,7 @@ use super::{json, place, report};
 use crate::cgroup::{self, Applied, Base};
 use crate::checkpoint::Root;
 use crate::checkpoint::paths::Place;
-use crate::launch::{self, Accepted, Console};
+use crate::launch::{self, Accepted, Console, LaunchError};
 use crate::observe::{self, Observed};
 use crate::proto::{Containment, Launch};
 use crate::sandbox;
@@ -69,10 +69,14 @@ pub(super) fn run(args: &Run) -> Result<u8, Failure> {
     let prepare = || launch::prepare_runner(&root, &id, base.as_ref(), console);
     // Its log is kept with the task, once there is one.
     let waiting = (console != Console::Log).then(prepare).transpose()?;
-    if launch::accept(&root, &id, &launch)? == Accepted::Active {
-        refuse_if_held(&root, &id)?;
-    }
-    let started = waiting.map_or_else(prepare, Ok)?.go()?;
+    let begin = |accepted| {
+        if accepted == Accepted::Active {
+            refuse_if_held(&root, &id)?;
+        }
+        waiting.map_or_else(prepare, Ok)?.go()
+    };
+    let started = launch::accept_and_begin(&root, &id, &launch, begin)
+        .map_err(|error| not_launched(&root, &id, error))?;
     match signals {
         Some(signals) => to_the_end(&root, &id, &spec, started.into(), signals, args.output),
         None => {
@@ -143,13 +147,24 @@ fn console(detach: bool, output: Output) -> Console {
 }
 
 /// S26: two runners, one leader.
-fn refuse_if_held(root: &Root, id: &TaskId) -> Result<(), Failure> {
+fn refuse_if_held(root: &Root, id: &TaskId) -> Result<(), LaunchError> {
     match observe::runner_pid(root, id)? {
         None => Ok(()),
-        Some(pid) => Err(Failure::Unavailable(format!(
-            "task {id} is held by the runner with pid {pid}; `dewar resume {id}` follows it"
-        ))),
+        Some(pid) => Err(LaunchError::Held {
+            task: id.clone(),
+            holder: format!("the runner with pid {pid}; `dewar resume {id}` follows it"),
+        }),
     }
+}
+
+/// Of a task that was not launched nothing is left to run: one that has begun, and that nobody can rely on, is killed.
+fn not_launched(root: &Root, id: &TaskId, error: LaunchError) -> Failure {
+    if matches!(error, LaunchError::Uncertain { .. })
+        && let Err(failure) = runner::kill(root, id, Duration::ZERO, false)
+    {
+        eprintln!("dewar: {failure}");
+    }
+    error.into()
 }
 
 /// Follows a task through as many runners as it takes, as long as one lives.
