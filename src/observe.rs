@@ -110,7 +110,9 @@ impl Observed {
                 return Ok(());
             }
             // What is among the finished ones was synced before it was moved there.
-            if batch.iter().any(|(_, record)| record.kind.as_ref().is_some_and(must_last)) && !self.finished.exists() {
+            if batch.iter().any(|(_, record)| record.kind.as_ref().is_some_and(must_last))
+                && !self.finished.exists()
+            {
                 self.reader.sync()?;
             }
             for (offset, record) in batch {

@@ -1,7 +1,10 @@
 //! `dewar run` and `dewar resume`.
 
+use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
+use std::panic::resume_unwind;
 use std::path::Path;
+use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
 use nix::unistd::{geteuid, gethostname};
@@ -12,7 +15,7 @@ use super::file::{self, Asked};
 use super::follow::{self, Outcome, Stop, Watch};
 use super::out::Out;
 use super::printer::{Printer, stdout_style};
-use super::runner::{self, Followed};
+use super::runner::{self, Deaths, Followed};
 use super::signals::Signals;
 use super::term::escape;
 use super::{json, place, report};
@@ -67,16 +70,21 @@ pub(super) fn run(args: &Run) -> Result<u8, Failure> {
     let signals = if args.detach { None } else { Some(catch()?) };
     let console = console(args.detach, args.output);
     let prepare = || launch::prepare_runner(&root, &id, base.as_ref(), console);
-    // Its log is kept with the task, once there is one.
-    let waiting = (console != Console::Log).then(prepare).transpose()?;
-    let begin = |accepted| {
-        if accepted == Accepted::Active {
-            refuse_if_held(&root, &id)?;
-        }
-        waiting.map_or_else(prepare, Ok)?.go()
-    };
-    let started = launch::accept_and_begin(&root, &id, &launch, begin)
-        .map_err(|error| not_launched(&root, &id, error))?;
+    let started = std::thread::scope(|scope| {
+        // Its log is kept with the task, once there is one.
+        let is_ahead = console != Console::Log;
+        let ahead = is_ahead.then(|| std::thread::Builder::new().spawn_scoped(scope, prepare).ok());
+        launch::accept_and_begin(&root, &id, &launch, |accepted| {
+            if accepted == Accepted::Active {
+                refuse_if_held(&root, &id)?;
+            }
+            let ahead = ahead.flatten().map(ScopedJoinHandle::join);
+            ahead
+                .map_or_else(prepare, |ahead| ahead.unwrap_or_else(|panic| resume_unwind(panic)))?
+                .go()
+        })
+    });
+    let started = started.map_err(|error| not_launched(&root, &id, error))?;
     match signals {
         Some(signals) => to_the_end(&root, &id, &spec, started.into(), signals, args.output),
         None => {
@@ -167,7 +175,7 @@ fn not_launched(root: &Root, id: &TaskId, error: LaunchError) -> Failure {
     error.into()
 }
 
-/// Follows a task through as many runners as it takes, as long as one lives.
+/// Follows a task through as many runners as it takes.
 fn to_the_end(
     root: &Root,
     id: &TaskId,
@@ -186,15 +194,19 @@ fn to_the_end(
         runner::kill(root, id, wait, false)
     };
     let mut watch = Watch { nudges: followed.nudges, signals };
-    let mut pidfd: Option<OwnedFd> = followed.pidfd;
+    let mut pidfd = followed.pidfd;
+    let mut deaths = Deaths::default();
     loop {
         match follow::follow(&mut observed, &mut watch, &mut printer, stop)? {
             outcome @ Outcome::Ended(_) => return Ok(outcome.status()),
-            Outcome::RunnerGone => match crate::control::follow(root, id) {
-                // Somebody else has started another one.
-                Ok(nudges) => (watch.nudges, pidfd) = (nudges, None),
-                Err(_) => return Ok(runner::gone(id, pidfd.as_ref())),
-            },
+            Outcome::RunnerGone => {
+                match runner::go_on(root, id, console(false, output), pidfd, &mut deaths)? {
+                    ControlFlow::Continue(followed) => {
+                        (watch.nudges, pidfd) = (followed.nudges, followed.pidfd);
+                    }
+                    ControlFlow::Break(status) => return Ok(status),
+                }
+            }
         }
     }
 }

@@ -48,6 +48,7 @@ use control::{Asked, Control, Follower, Reply};
 use limits::Change;
 use pause::Pausing;
 use perform::Act;
+pub use sources::block_signals;
 use sources::{Sources, Wake};
 
 /// Control socket, in the checkpoint directory, which is the runner's working directory.
@@ -259,7 +260,10 @@ impl Runner {
         }
         loop {
             runner.turn()?;
-            if let Some(end) = runner.finished()? {
+            let end = runner.finished()?;
+            // Who is told of the end finds the task filed away, and need not sync it once more.
+            runner.tell();
+            if let Some(end) = end {
                 return Ok(end);
             }
             runner.sleep()?;
@@ -286,13 +290,12 @@ impl Runner {
             }
             let acts = std::mem::take(&mut self.acts);
             if !decided && acts.is_empty() {
-                break;
+                return Ok(());
             }
             for act in acts {
                 self.perform(act)?;
             }
         }
-        self.tell()
     }
 
     /// Records an effect and notes the act; false where it has to wait.
@@ -382,11 +385,10 @@ impl Runner {
     }
 
     /// Nudges followers once for all that a turn recorded.
-    fn tell(&mut self) -> Result<(), RunnerError> {
+    fn tell(&mut self) {
         if std::mem::take(&mut self.news) {
             self.followers.retain_mut(Follower::nudge);
         }
-        Ok(())
     }
 
     /// Sleeps, and takes in what woke it.

@@ -261,7 +261,9 @@ impl RunState {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::{KillRequest, RunEnded, RunRunning, RunTransition, TaskState, TaskTransition};
+    use crate::proto::{
+        KillRequest, RunEnded, RunRunning, RunTransition, TaskState, TaskTransition,
+    };
 
     /// Invariant 1: what somebody relies on once it was told is on disk before; what a power cut may take is not waited for.
     #[test]
