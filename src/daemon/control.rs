@@ -66,18 +66,11 @@ impl Node {
     }
 
     /// Asks for the end of a task; of one that is over it changes nothing.
-    fn end(
-        &self,
-        id: &TaskId,
-        state: TaskState,
-        grace: Duration,
-        lost: bool,
-        reason: Option<String>,
-    ) -> Result<(), Status> {
+    fn end(&self, id: &TaskId, state: TaskState, kill: &Order) -> Result<(), Status> {
         if is_terminal(state) {
             return Ok(());
         }
-        match self.order(id, &control::to_kill(grace, lost, reason)) {
+        match self.order(id, kill) {
             Ok(_) => Ok(()),
             // It ended in the meantime.
             Err(error) => {
@@ -103,14 +96,14 @@ pub(super) fn is_over(id: &TaskId, state: TaskState) -> Status {
     status::precondition("TASK_OVER", id.as_str(), text)
 }
 
-/// A reason that is not too long to be kept.
-fn check_reason(reason: Option<&str>) -> Result<(), Status> {
-    match reason.map_or(0, str::len) {
-        ..=control::REASON_MAX => Ok(()),
-        length => {
+/// Why the end of a task is asked for, if it is not too long.
+fn reason(reason: Option<String>) -> Result<Option<String>, Status> {
+    match reason {
+        Some(text) if text.len() > control::REASON_MAX => {
             let expected = format!("at most {}", control::REASON_MAX);
-            Err(status::bad_field("reason", format!("{length} bytes"), expected))
+            Err(status::bad_field("reason", format!("{} bytes", text.len()), expected))
         }
+        reason => Ok(reason),
     }
 }
 
@@ -178,11 +171,11 @@ impl RunnerService for Control {
         let node = self.node.clone();
         let request = request.into_inner();
         let (id, state) = node.known(&peer, &request.task_id)?;
-        check_reason(request.reason.as_deref())?;
         let grace = request.grace.map(|grace| duration("grace", grace)).transpose()?;
+        let reason = reason(request.reason)?;
         let answer = block(move || {
             let grace = grace.map_or_else(|| node.finalization_wait(&id), Ok)?;
-            node.end(&id, state, grace, false, request.reason)?;
+            node.end(&id, state, &control::to_kill(grace, false, reason))?;
             tracing::info!(task = %id, uid = peer.uid, "killed");
             Ok(KillResponse { state: watch::view(&node.root, &id)?.state })
         });
@@ -192,11 +185,11 @@ impl RunnerService for Control {
     async fn lose(&self, request: Request<LoseRequest>) -> Result<Response<LoseResponse>, Status> {
         let peer = Peer::of(&request)?;
         let node = self.node.clone();
-        let LoseRequest { task_id, reason } = request.into_inner();
+        let LoseRequest { task_id, reason: why } = request.into_inner();
         let (id, state) = node.known(&peer, &task_id)?;
-        check_reason(reason.as_deref())?;
+        let reason = reason(why)?;
         let answer = block(move || {
-            node.end(&id, state, Duration::ZERO, true, reason)?;
+            node.end(&id, state, &control::to_kill(Duration::ZERO, true, reason))?;
             tracing::info!(task = %id, uid = peer.uid, "lost");
             Ok(LoseResponse { state: watch::view(&node.root, &id)?.state })
         });
