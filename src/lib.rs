@@ -30,6 +30,7 @@
 //! - [`usage`]: what several runs used together
 //! - [`observe`]: reads and follows the streams for that
 //! - [`meter`]: samples what a task uses, and adds up what is recorded
+//! - [`logs`]: reads and follows the logs of runs
 //! - [`control`]: asks a live runner for the end of its task, or to be nudged
 //! - [`cli`]: the commands
 //!
@@ -48,6 +49,7 @@ pub mod coordinator;
 pub mod failpoint;
 pub mod identity;
 pub mod launch;
+pub mod logs;
 pub mod meter;
 pub mod observe;
 pub mod proto;
