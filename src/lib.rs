@@ -31,6 +31,7 @@
 //! - [`observe`]: reads and follows the streams for that
 //! - [`meter`]: samples what a task uses, and adds up what is recorded
 //! - [`logs`]: reads and follows the logs of runs
+//! - [`files`]: lists and reads the files of a sandbox
 //! - [`control`]: asks a live runner for the end of its task, or to be nudged
 //! - [`cli`]: the commands
 //!
@@ -47,6 +48,7 @@ pub mod cli;
 pub mod control;
 pub mod coordinator;
 pub mod failpoint;
+pub mod files;
 pub mod identity;
 pub mod launch;
 pub mod logs;

@@ -1,5 +1,4 @@
 //! A log that tests write and rotate as a coordinator does.
-#![allow(clippy::disallowed_methods, reason = "tests on the real kernel")]
 
 use std::fs::File;
 use std::io::Write;
