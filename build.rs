@@ -6,13 +6,16 @@ use std::process::Command;
 use std::{env, fs, io};
 
 use prost::Message;
+use prost_types::FileDescriptorSet;
 
-const PROTOS: [&str; 5] = [
+const PROTOS: [&str; 7] = [
     "dewar/v1/task.proto",
     "dewar/v1/record.proto",
     "dewar/v1/view.proto",
     "dewar/v1/control.proto",
     "dewar/v1/usage.proto",
+    "dewar/v1/runner_service.proto",
+    "dewar/v1/observer_service.proto",
 ];
 
 fn main() -> io::Result<()> {
@@ -24,16 +27,15 @@ fn main() -> io::Result<()> {
     let bytes = descriptors.encode_to_vec();
     fs::write(&set, &bytes)?;
 
-    prost_build::Config::new()
-        .file_descriptor_set_path(&set)
-        .skip_protoc_run()
+    let mut messages = prost_build::Config::new();
+    messages
         .compile_well_known_types()
-        .btree_map(["."])
         // Most processes have none, and there may be very many.
         .boxed(".dewar.v1.ProcessView.resources")
         .extern_path(".google.protobuf.Timestamp", "crate::proto::Timestamp")
         .extern_path(".google.protobuf", "::pbjson_types")
-        .compile_protos(&PROTOS, &["proto"])?;
+        .btree_map(["."]);
+    compile(messages, descriptors)?;
     pbjson_build::Builder::new()
         .register_descriptors(&bytes)?
         .btree_map(["."])
@@ -42,6 +44,17 @@ fn main() -> io::Result<()> {
         .emit_fields()
         .build(&[".dewar"])?;
     Ok(())
+}
+
+/// Messages, and with the feature `net` servers and clients of the services.
+#[cfg(feature = "net")]
+fn compile(messages: prost_build::Config, descriptors: FileDescriptorSet) -> io::Result<()> {
+    tonic_prost_build::configure().compile_fds_with_config(descriptors, messages)
+}
+
+#[cfg(not(feature = "net"))]
+fn compile(mut messages: prost_build::Config, descriptors: FileDescriptorSet) -> io::Result<()> {
+    messages.compile_fds(descriptors)
 }
 
 /// Has the unwinder linked in where the C compiler has it as an archive, and not loaded as `libgcc_s.so` by each `dewar` and

@@ -72,13 +72,16 @@ const PATIENCE: Duration = Duration::from_secs(10);
 ///
 /// [`ControlError`].
 pub fn kill(root: &Root, task: &TaskId, wait: Duration, lost: bool) -> Result<(), ControlError> {
-    order(root, task, to_kill(wait, lost)).map(drop)
+    order(root, task, to_kill(wait, lost, None)).map(drop)
 }
 
-/// The request of [`kill`].
-pub fn to_kill(wait: Duration, lost: bool) -> Request {
+/// Longest reason of a kill, bytes.
+pub const REASON_MAX: usize = 1024;
+
+/// The request of [`kill`], and why: at most [`REASON_MAX`] bytes, or it is refused.
+pub fn to_kill(wait: Duration, lost: bool, reason: Option<String>) -> Request {
     let wait_nanos = u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX);
-    Request::Kill(KillTask { wait_nanos, lost })
+    Request::Kill(KillTask { wait_nanos, lost, reason })
 }
 
 /// Asks the runner of a task to do something; that is on disk when this returns. Tells which limits the kernel rounded.

@@ -24,7 +24,7 @@ use crate::proto::record::Kind;
 use crate::proto::{ControlRequest, Launch};
 use crate::sys::exec::{Image, exit_now};
 use crate::sys::socket::Datagram;
-use crate::sys::{clock, clone, fds, fs, signal, socket};
+use crate::sys::{clock, clone, fds, fs, limit, signal, socket};
 use crate::task::TaskId;
 
 /// Why a task was not launched. Nothing was started.
@@ -411,6 +411,12 @@ pub struct Started {
     pub nudges: OwnedFd,
 }
 
+/// Waits until a runner has recorded that it leads, so that who asks next finds it; or until it is gone, which is told by
+/// whoever looks.
+pub fn wait_for_lead(nudges: &OwnedFd) {
+    while nix::unistd::read(nudges, &mut [0]) == Err(nix::errno::Errno::EINTR) {}
+}
+
 /// Starts a runner for `task`, in its own session and, where there are cgroups, born in the supervisor's. The program is
 /// loaded while the task is being accepted, on another CPU where there is one; [`Waiting::go`] lets it begin.
 ///
@@ -502,6 +508,7 @@ fn become_runner(
     nix::unistd::setsid()?;
     signal::default_all()?;
     signal::unblock_all()?;
+    limit::restore_open_files()?;
     fs::lay_standard(standard)?;
     fds::lay(follower.as_fd(), FOLLOWER)?;
     fds::close_on_exec_from(FOLLOWER + 1)?;

@@ -18,9 +18,11 @@
 //!
 //! From a task to a process:
 //!
+//! - [`request`]: makes a launch of what a client asks for
 //! - [`launch`]: accepts a task durably, and starts a runner for it
 //! - [`runner`]: drives one task to its end: `turn` is the loop, `perform` forks coordinators, `attach` takes over
 //! - [`coordinator`]: starts one run, waits for it, records its end; `start` has every step from clone to `execve`
+//! - [`exec`]: a command in a live task, beside its runs
 //! - [`identity`]: who a run is, resolved once
 //! - [`sandbox`]: where it runs and logs, opened so that it cannot lead us elsewhere
 //!
@@ -28,11 +30,14 @@
 //!
 //! - [`view`]: what is told about a task, made from its records alone
 //! - [`usage`]: what several runs used together
+//! - [`remove`]: removes what is kept of a task that is over
 //! - [`observe`]: reads and follows the streams for that
 //! - [`meter`]: samples what a task uses, and adds up what is recorded
 //! - [`logs`]: reads and follows the logs of runs
 //! - [`files`]: lists and reads the files of a sandbox
 //! - [`control`]: asks a live runner for the end of its task, or to be nudged
+//! - [`reach`]: the same, where a runner may have to be started first
+//! - [`daemon`]: serves all of it over gRPC
 //! - [`cli`]: the commands
 //!
 //! Beneath it all:
@@ -47,6 +52,9 @@ pub mod checkpoint;
 pub mod cli;
 pub mod control;
 pub mod coordinator;
+#[cfg(feature = "net")]
+pub mod daemon;
+pub mod exec;
 pub mod failpoint;
 pub mod files;
 pub mod identity;
@@ -55,6 +63,9 @@ pub mod logs;
 pub mod meter;
 pub mod observe;
 pub mod proto;
+pub mod reach;
+pub mod remove;
+pub mod request;
 pub mod runner;
 pub mod sandbox;
 pub mod state;

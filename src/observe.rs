@@ -333,7 +333,7 @@ pub(crate) mod tests {
     /// Invariant 1: what somebody relies on once it was told is on disk before; what a power cut may take is not waited for.
     #[test]
     fn ends_and_requests_for_them_are_synced_before_they_are_told() {
-        use crate::proto::{KillRequest, RunEnded, RunRunning, RunTransition, TaskTransition};
+        use crate::proto::{KillOrder, RunEnded, RunRunning, RunTransition, TaskTransition};
         let told = |kind| must_last(&Record { kind: Some(kind), ..Record::default() });
         let entered = |state: TaskState| Kind::Task(TaskTransition { state: state.into() });
         let run = |state| Kind::Run(RunTransition { state: Some(state), ..Default::default() });
@@ -342,7 +342,7 @@ pub(crate) mod tests {
             assert!(told(entered(end)), "{end:?}");
         }
         assert!(told(run(Step::Ended(RunEnded::default()))));
-        assert!(told(Kind::Kill(KillRequest::default())));
+        assert!(told(Kind::Kill(KillOrder::default())));
         assert!(told(Kind::Paused(Default::default())) && told(Kind::Resumed(Default::default())));
         assert!(told(Kind::Limits(Default::default())));
 

@@ -240,6 +240,7 @@ pub fn task_view(launch: &Launch, state: &TaskState, runner_pid: Option<i32>) ->
         paused_since: state.pause().map(|pause| time(pause.since)),
         rounded: all_rounded(launch, state),
         resources: state.spec().resources.as_ref().map(Resources::to_proto),
+        labels: launch.labels.clone(),
     }
 }
 
@@ -274,9 +275,10 @@ pub fn event_view(launch: &Launch, state: &TaskState, applied: &Applied) -> Opti
             view.process = Some(state.spec().processes[process as usize].name.to_string());
             view.run = Some(run_view(run, &state.processes()[process as usize].runs[run as usize]));
         }
-        &Event::KillRequested { deadline, lost, by_uid, .. } => {
+        &Event::KillRequested { deadline, lost, by_uid, ref reason, .. } => {
             let wait = nanos(deadline.saturating_sub(applied.at.boot));
-            view.kill = Some(KillView { lost, by_uid, wait: Some(wait) });
+            let reason = reason.clone();
+            view.kill = Some(KillView { lost, by_uid, wait: Some(wait), reason });
         }
         &Event::Paused { by_uid, .. } => view.pause = Some(PauseView { paused: true, by_uid }),
         &Event::Resumed { by_uid, .. } => view.pause = Some(PauseView { paused: false, by_uid }),
@@ -712,8 +714,13 @@ pub(crate) mod tests {
         let mut script = Script::new(launch(task(vec![process("a")], &[])));
         script.enter(Phase::Active);
         let deadline = 2_000_000 + 1_500_000_000;
-        let kill =
-            script.push(&Event::KillRequested { deadline, lost: false, by_uid: 0, by_pid: 99 });
+        let kill = script.push(&Event::KillRequested {
+            deadline,
+            lost: false,
+            by_uid: 0,
+            by_pid: 99,
+            reason: None,
+        });
         let led = script.push(&Event::Led(Leader {
             runner: ProcessId { pid: 1, start_ticks: 1 },
             boot_id: "b".to_owned(),

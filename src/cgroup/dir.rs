@@ -57,23 +57,37 @@ impl Dir {
 
     /// Makes the child `name`, or opens it if it is there: whoever is first makes it.
     pub(super) fn create(&self, name: &str) -> Result<Self, CgroupError> {
-        let made = match mkdirat(&self.fd, name, Mode::from_bits_truncate(0o755)) {
-            Ok(()) => true,
-            Err(Errno::EEXIST) => false,
-            Err(errno) => return Err(sys("make cgroup", &self.path.join(name), errno)),
-        };
-        match self.child(name) {
-            Ok(Some(child)) => Ok(child),
-            // Somebody has removed it: one of that name that is there by now is another's.
-            Ok(None) => Err(sys("open", &self.path.join(name), Errno::ENOENT)),
-            Err(error) => {
-                if made {
-                    // Out of descriptors, say. What nobody can use is not left behind.
-                    let _ = unlinkat(&self.fd, name, UnlinkatFlags::RemoveDir);
-                }
-                Err(error)
-            }
+        let made = self.make(name)?;
+        // Where somebody has removed it, one of that name that is there by now is another's.
+        self.open_or_unmake(name, made)?
+            .ok_or_else(|| sys("open", &self.path.join(name), Errno::ENOENT))
+    }
+
+    /// Makes the child `name`; `None` if there is one of that name, or if somebody has removed it just then.
+    pub(super) fn create_new(&self, name: &str) -> Result<Option<Self>, CgroupError> {
+        if !self.make(name)? {
+            return Ok(None);
         }
+        self.open_or_unmake(name, true)
+    }
+
+    /// Whether the child `name` was made, and not there already.
+    fn make(&self, name: &str) -> Result<bool, CgroupError> {
+        match mkdirat(&self.fd, name, Mode::from_bits_truncate(0o755)) {
+            Ok(()) => Ok(true),
+            Err(Errno::EEXIST) => Ok(false),
+            Err(errno) => Err(sys("make cgroup", &self.path.join(name), errno)),
+        }
+    }
+
+    /// Opens the child `name`; one that was `made` and cannot be opened is not left behind.
+    fn open_or_unmake(&self, name: &str, made: bool) -> Result<Option<Self>, CgroupError> {
+        self.child(name).inspect_err(|_| {
+            if made {
+                // Out of descriptors, say.
+                let _ = unlinkat(&self.fd, name, UnlinkatFlags::RemoveDir);
+            }
+        })
     }
 
     /// Opens the parent; `None` if this is the top of what is mounted.

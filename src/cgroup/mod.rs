@@ -5,6 +5,7 @@
 //!   supervisor/              daemon, runners, coordinators
 //!   tasks/<task_id>/         TaskCgroup: limits and totals; no process of its own
 //!     <process>.<run>/       Leaf: everything that one run ever forks
+//!     .exec-<n>/             ExecLeaf: a command that somebody runs in the task
 //! ```
 //!
 //! # Invariants
@@ -27,7 +28,7 @@
 //! # Files
 //!
 //! `host` reads mounts and our own cgroup (pure); `base` finds and prepares `<base>`; `task` makes
-//! tasks and leaves; `group` kills, signals, watches and removes any of them, `freezer` makes it stand
+//! tasks and leaves, `exec` those of commands; `group` kills, signals, watches and removes any of them, `freezer` makes it stand
 //! still; `controllers` and `limits` enable and enforce, which `trial` tries out beforehand and `change`
 //! takes back; `usage` reads what was used, `above` whose limit was hit, `stuck` what does not die; `dir`
 //! is the only file access.
@@ -38,6 +39,7 @@ mod base;
 mod change;
 mod controllers;
 mod dir;
+mod exec;
 mod freezer;
 mod group;
 mod host;
@@ -59,6 +61,7 @@ pub use above::Above;
 pub use base::{Base, FindError, Options, SCOPE_GUARD, find, systemd_scope_command};
 pub use change::{Held, fields};
 pub use controllers::{Controller, Usable};
+pub use exec::ExecLeaf;
 pub use group::Cgroup;
 pub use limits::{Applied, Rounded, Shortage, Unenforceable, all_unenforceable};
 pub use task::{Leaf, TaskCgroup};

@@ -137,14 +137,7 @@ impl TaskCgroup {
     ///
     /// [`CgroupError`].
     pub fn leaf(&self, process: &ProcessName, run: u32) -> Result<Leaf, CgroupError> {
-        let leaf = Cgroup::new(self.dir().create(&leaf_name(process, run))?)?;
-        leaf.die_whole()?;
-        limits::bound_cgroups(leaf.dir())?;
-        // A dewar that the run itself starts, as root, then builds its cgroups in here and not
-        // beside us: it must end with this run. An ordinary user owns the leaf, which says the same,
-        // and a kernel that keeps no such attribute (before 5.7) cannot be told.
-        let _ = xattr::set(leaf.as_fd(), DELEGATED, b"1");
-        Ok(leaf)
+        furnish(self.dir().create(&leaf_name(process, run))?)
     }
 
     /// Opens the leaf of run `run` of `process`; `None` if there is none.
@@ -163,6 +156,18 @@ impl Deref for TaskCgroup {
     fn deref(&self) -> &Cgroup {
         &self.0
     }
+}
+
+/// Makes a leaf of the cgroup in `dir`, which is beneath a task's.
+pub(super) fn furnish(dir: Dir) -> Result<Leaf, CgroupError> {
+    let leaf = Cgroup::new(dir)?;
+    leaf.die_whole()?;
+    limits::bound_cgroups(leaf.dir())?;
+    // A dewar that is started in it, as root, then builds its cgroups in here and not
+    // beside us: it must end with this leaf. An ordinary user owns the leaf, which says the same,
+    // and a kernel that keeps no such attribute (before 5.7) cannot be told.
+    let _ = xattr::set(leaf.as_fd(), DELEGATED, b"1");
+    Ok(leaf)
 }
 
 /// Name of a leaf. It ends in a number, which no file of the kernel's does, and the last dot divides

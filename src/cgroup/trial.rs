@@ -62,8 +62,9 @@ fn sweep(tasks: &Dir) -> Result<(), CgroupError> {
     Ok(())
 }
 
-/// Locks a trial; `None` while somebody else has it, or if it was removed. Only who has the lock removes it.
-fn lock(dir: &Dir) -> Result<Option<Flock<OwnedFd>>, CgroupError> {
+/// Locks a cgroup that ends with its process; `None` while somebody else has it, or if it was removed. Only who has the lock removes
+/// it.
+pub(super) fn lock(dir: &Dir) -> Result<Option<Flock<OwnedFd>>, CgroupError> {
     let again = match dir.reopen() {
         Err(CgroupError::Sys { errno: Errno::ENOENT, .. }) => return Ok(None),
         again => again?,

@@ -15,7 +15,7 @@ use super::{Identity, Instant, Root};
 use crate::proto::record::Kind;
 use crate::proto::run_transition::State;
 use crate::proto::{
-    KillRequest, Launch, Leader, ProcessId, Record, RunEnded, RunForked, RunTransition, RunWaiting,
+    KillOrder, Launch, Leader, ProcessId, Record, RunEnded, RunForked, RunTransition, RunWaiting,
     TaskState, TaskTransition, Verdict,
 };
 use crate::task::{ProcessName, TaskId};
@@ -151,7 +151,8 @@ pub(super) fn any_kind() -> impl Strategy<Value = Kind> {
             .prop_map(|(process, run, state)| Kind::Run(RunTransition { process, run, state })),
         (any::<u64>(), any::<bool>(), any::<u32>(), any::<i32>()).prop_map(
             |(deadline_boot_nanos, lost, by_uid, by_pid)| {
-                Kind::Kill(KillRequest { deadline_boot_nanos, lost, by_uid, by_pid })
+                let reason = lost.then(|| by_uid.to_string());
+                Kind::Kill(KillOrder { deadline_boot_nanos, lost, by_uid, by_pid, reason })
             }
         ),
         "\\PC{0,200}".prop_map(|version| Kind::Leader(Leader { version, ..Leader::default() })),

@@ -5,6 +5,7 @@ use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::control::REASON_MAX;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 const ABOUT: &str = "\
@@ -39,6 +40,8 @@ pub(super) enum Command {
     Resume(Resume),
     /// End tasks.
     Kill(Kill),
+    /// Send a signal to the processes of tasks.
+    Signal(Signal),
     /// Freeze tasks: nothing of them runs, and no time passes for them.
     Pause(Pause),
     /// Let paused tasks go on.
@@ -55,6 +58,71 @@ pub(super) enum Command {
     Read(Read),
     /// Check a task file, and show the task and its plan.
     Inspect(Inspect),
+    /// Serve control and observation of all tasks over gRPC.
+    #[cfg(feature = "net")]
+    Serve(Serve),
+}
+
+#[cfg(feature = "net")]
+const SERVE_EXAMPLES: &str = "\
+Examples:
+  dewar serve                                     as root: /run/dewar/dewar.sock, tasks in /var/lib/dewar
+  dewar serve --address /tmp/d.sock --root /tmp/d  somewhere else
+  grpcurl -plaintext -unix /run/dewar/dewar.sock dewar.v1.ObserverService/ListTasks
+
+The daemon may be killed, restarted or replaced at any time: tasks do not notice. docs/api.md has every call.";
+
+/// `dewar serve`.
+#[cfg(feature = "net")]
+#[derive(Debug, Args)]
+#[command(after_help = SERVE_EXAMPLES)]
+pub(super) struct Serve {
+    /// Where the tasks of this node are kept.
+    #[command(flatten)]
+    pub(super) root: RootArg,
+
+    /// Unix socket to listen on [default: the one that the service manager hands over, else /run/dewar/dewar.sock as root, else
+    /// $XDG_RUNTIME_DIR/dewar/dewar.sock]
+    #[arg(long, value_name = "PATH", env = "DEWAR_ADDRESS")]
+    pub(super) address: Option<PathBuf>,
+
+    /// Permission bits of the socket, octal: with 666 every user may connect, and see their own tasks
+    #[arg(long, value_name = "MODE", default_value = "660", value_parser = mode)]
+    pub(super) socket_mode: u32,
+
+    /// Group whose members may see and do everything, as root may; ignored if there is no such group
+    #[arg(long, value_name = "GROUP", default_value = "dewar")]
+    pub(super) group: String,
+
+    /// Cgroup that all others are made in [default: the one that was delegated, else as root /sys/fs/cgroup/dewar]
+    #[arg(long, value_name = "DIR")]
+    pub(super) cgroup_base: Option<PathBuf>,
+
+    /// How the log is written to standard error
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub(super) log_format: LogFormat,
+
+    /// What is logged: error, warn, info, debug or trace, or filters by module such as `dewar::daemon=debug`
+    #[arg(long, value_name = "FILTER", default_value = "info", env = "DEWAR_LOG")]
+    pub(super) log: String,
+}
+
+/// How a log is written.
+#[cfg(feature = "net")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum LogFormat {
+    /// A line for people.
+    Text,
+    /// A JSON object a line.
+    Json,
+}
+
+#[cfg(feature = "net")]
+fn mode(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err("expected octal permission bits, such as 660".to_owned()),
+    }
 }
 
 /// Where the tasks of this node are kept.
@@ -188,6 +256,7 @@ Examples:
   dewar kill web-20260801-093000.123456     end one task, with the time its task file gives it
   dewar kill --wait 0s 'web-.*'             end every web task now
   dewar kill --lost 'web-.*'                end them now, as LOST
+  dewar kill web-1 --reason 'disk is full'  say why, to whoever follows it or reads its checkpoint
 
 A second kill can only shorten the time. Returns when the request is on disk; resume waits for the end.";
 
@@ -210,6 +279,44 @@ pub(super) struct Kill {
     /// End it now, as LOST instead of KILLED [default: no]
     #[arg(long, conflicts_with = "wait")]
     pub(super) lost: bool,
+
+    /// Why, kept with the task for whoever asks later; at most 1024 bytes [default: nothing]
+    #[arg(long, value_name = "TEXT", value_parser = reason)]
+    pub(super) reason: Option<String>,
+}
+
+const SIGNAL_EXAMPLES: &str = "\
+Examples:
+  dewar signal HUP web-20260801-093000.123456       the first process of each live run
+  dewar signal --process server USR1 'web-.*'       of one process of every web task
+  dewar signal --all 9 web-20260801-093000.123456   everything that they have forked
+
+SIGNAL is a name, with or without SIG, or a number; RTMIN+1 is one too. What a signal does to a run counts as the run's own
+end; to end a task, use kill. A paused task gets it when it goes on.";
+
+/// `dewar signal`.
+#[derive(Debug, Args)]
+#[command(after_help = SIGNAL_EXAMPLES)]
+pub(super) struct Signal {
+    /// Signal to send
+    #[arg(value_name = "SIGNAL", value_parser = crate::task::signal::parse)]
+    pub(super) signal: i32,
+
+    /// Patterns of task ids
+    #[arg(value_name = "REGEX", required = true)]
+    pub(super) patterns: Vec<String>,
+
+    /// Where the tasks of this node are kept.
+    #[command(flatten)]
+    pub(super) root: RootArg,
+
+    /// Name of the process whose run is meant [default: every one]
+    #[arg(long, value_name = "P")]
+    pub(super) process: Option<String>,
+
+    /// Send it to everything that a run has forked [default: to its first process]
+    #[arg(long)]
+    pub(super) all: bool,
 }
 
 const PAUSE_EXAMPLES: &str = "\
@@ -481,6 +588,13 @@ pub(super) enum Only {
     Active,
     /// Tasks that have ended.
     Finished,
+}
+
+fn reason(text: &str) -> Result<String, String> {
+    match text.len() {
+        ..=REASON_MAX => Ok(text.to_owned()),
+        bytes => Err(format!("has {bytes} bytes; at most {REASON_MAX} are kept")),
+    }
 }
 
 fn port(text: &str) -> Result<(String, NonZeroU16), String> {

@@ -10,7 +10,7 @@ use super::failure::Failure;
 use super::place;
 use crate::identity::{self, IdentityError};
 use crate::proto::Identity;
-use crate::sys::clock::{self, LocalTime};
+use crate::request;
 use crate::task::file::{self, Accepted, MAX_FILE_BYTES};
 
 /// What the errors of a command line call their file.
@@ -90,10 +90,9 @@ fn no_identity(error: IdentityError) -> Failure {
 fn known(bindings: &Bindings, user: String) -> Result<file::Bindings, Failure> {
     let task_id = bindings.task_id.as_deref().map(place::task_id).transpose()?;
     let ports = bindings.ports.iter().map(|(name, port)| (name.clone(), port.get()));
-    let wall = clock::now().wall;
     Ok(file::Bindings {
         task_id,
-        id_suffix: id_suffix(clock::local(wall.div_euclid(1_000_000_000)), wall),
+        id_suffix: request::id_suffix(),
         user,
         ports: unique("-P", ports)?,
         variables: unique("-E", bindings.bindings.iter().cloned())?,
@@ -112,17 +111,6 @@ fn unique<T>(
         map.insert(name, value);
     }
     Ok(map)
-}
-
-/// T15: the time of a launch as the end of a task id; `at` is the local time of it.
-fn id_suffix(at: Option<LocalTime>, unix_nanos: i64) -> String {
-    let micros = unix_nanos.rem_euclid(1_000_000_000) / 1000;
-    match at {
-        Some(LocalTime { year, month, day, hour, minute, second }) => {
-            format!("{year:04}{month:02}{day:02}-{hour:02}{minute:02}{second:02}.{micros:06}")
-        }
-        None => format!("{}.{micros:06}", unix_nanos.div_euclid(1_000_000_000)),
-    }
 }
 
 /// A command line for bash: a single word is one already; several arrive at the program as they are.
@@ -158,14 +146,6 @@ mod tests {
         let line = cmdline(&[&["printf", "%s\\0"], &words[..]].concat());
         let output = Command::new("bash").args(["-c", &line]).output().unwrap();
         assert_eq!(output.stdout, words.map(|word| format!("{word}\0")).concat().into_bytes());
-    }
-
-    /// T15.
-    #[test]
-    fn a_task_id_ends_in_the_time_of_the_launch() {
-        let at = LocalTime { year: 2026, month: 8, day: 1, hour: 9, minute: 30, second: 0 };
-        assert_eq!(id_suffix(Some(at), 1_785_576_600_123_456_789), "20260801-093000.123456");
-        assert_eq!(id_suffix(None, -1_000), "-1.999999");
     }
 
     fn bindings() -> Bindings {

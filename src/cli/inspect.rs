@@ -7,11 +7,11 @@ use super::failure::{Failure, status};
 use super::file::{self, Asked};
 use super::out::Out;
 use super::run::try_out;
-use super::task_file::TaskFile;
 use super::term::escape;
 use super::{json, words};
 use crate::cgroup::{self, Applied, Unenforceable};
 use crate::proto::Task;
+use crate::task::written::TaskFile;
 use crate::task::{ProcessSpec, TaskSpec};
 
 /// A task file that was checked, for programs.

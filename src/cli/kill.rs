@@ -34,7 +34,7 @@ fn kill(root: &Root, id: &TaskId, args: &Kill) -> Result<(), Failure> {
         (false, None, Some(replay)) => replay.state().spec().finalization_wait,
         (false, None, None) => crate::task::spec::FINALIZATION_WAIT,
     };
-    runner::kill(root, id, wait, args.lost)
+    runner::kill(root, id, wait, args.lost, args.reason.as_deref())
 }
 
 /// No runner drives a task whose checkpoint is corrupt, and nothing can be recorded; but what lives of it can be

@@ -9,7 +9,7 @@
 //! | `file.rs`, `place.rs`, `pattern.rs`, `each.rs` | which task, in which root? |
 //! | `runner.rs`, `follow.rs` | how is a runner started, asked, and followed? |
 //! | `printer.rs`, `progress.rs` | what is printed while a task runs? |
-//! | `report.rs`, `words.rs`, `table.rs`, `json.rs`, `task_file.rs` | how are states, ends, usages and tasks said? |
+//! | `report.rs`, `words.rs`, `table.rs`, `json.rs` | how are states, ends, usages and tasks said? |
 //! | `term.rs`, `out.rs` | what may reach a terminal, and what if nobody reads? |
 //!
 //! Results go to standard output, messages for people to standard error; with `--output json` standard output
@@ -34,12 +34,14 @@ mod read;
 mod report;
 mod run;
 mod runner;
+#[cfg(feature = "net")]
+mod serve;
+mod signal;
 mod signals;
 mod stats;
 mod status;
 mod table;
 mod tail;
-mod task_file;
 mod term;
 mod update;
 mod words;
@@ -78,6 +80,7 @@ fn dispatch(command: &Command) -> Result<u8, Failure> {
         Command::Run(args) => run::run(args),
         Command::Resume(args) => run::resume(args),
         Command::Kill(args) => kill::run(args),
+        Command::Signal(args) => signal::run(args),
         Command::Pause(args) => pause::pause(args),
         Command::ResumePaused(args) => pause::resume(args),
         Command::Update(args) => update::run(args),
@@ -86,6 +89,8 @@ fn dispatch(command: &Command) -> Result<u8, Failure> {
         Command::Tail(args) => tail::run(args),
         Command::Read(args) => read::run(args),
         Command::Inspect(args) => inspect::run(args),
+        #[cfg(feature = "net")]
+        Command::Serve(args) => serve::run(args),
     }
 }
 

@@ -1,13 +1,13 @@
 //! What happened to a task, in lines for people.
 
 use super::table::{self, Align};
-use super::task_file::assignments;
 use super::term::{Style, escape};
 use super::words;
 use crate::proto::{
     Event, KillView, LimitsView, ProcessState, ProcessView, RunView, TaskView, Unkillable, Usage,
 };
 use crate::task::Resources;
+use crate::task::written::assignments;
 
 /// Most processes that a summary tells of one by one, whatever their state.
 const SUMMARY_MAX: usize = 100;
@@ -69,7 +69,9 @@ fn run_state(run: &RunView) -> &'static str {
 fn kill_event(kill: &KillView) -> String {
     let what = if kill.lost { "declared lost" } else { "killed" };
     let wait = kill.wait.and_then(|wait| wait.try_into().ok()).map(words::span);
-    format!("{what} by uid {}, {} left", kill.by_uid, wait.unwrap_or_else(|| "0s".to_owned()))
+    let reason = kill.reason.as_deref().map(|reason| format!(": {}", escape(reason)));
+    let wait = wait.unwrap_or_else(|| "0s".to_owned());
+    format!("{what} by uid {}, {wait} left{}", kill.by_uid, reason.unwrap_or_default())
 }
 
 fn limits_event(limits: &LimitsView) -> String {
@@ -249,10 +251,21 @@ mod tests {
     fn a_kill_says_who_asked_and_what_time_is_left() {
         let mut script = Script::new(launch(task(vec![process("a")], &[])));
         let deadline = 10_001_000_000;
-        let kill = Happened::KillRequested { deadline, lost: false, by_uid: 1000, by_pid: 1 };
+        let kill = |deadline, reason: Option<&str>| Happened::KillRequested {
+            deadline,
+            lost: false,
+            by_uid: 1000,
+            by_pid: 1,
+            reason: reason.map(str::to_owned),
+        };
         assert_eq!(
-            told(&mut script, &kill).unwrap(),
+            told(&mut script, &kill(deadline, None)).unwrap(),
             "2026-08-01T09:30:00.001Z killed by uid 1000, 10.0s left\n"
+        );
+        // attack 47: a reason breaks no line and acts on no terminal.
+        assert_eq!(
+            told(&mut script, &kill(deadline, Some("full\n\x1b[2J\u{202e}"))).unwrap(),
+            "2026-08-01T09:30:00.002Z killed by uid 1000, 9.99s left: full\\n\\x1b[2J\\u{202e}\n"
         );
     }
 

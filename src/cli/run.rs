@@ -1,10 +1,10 @@
 //! `dewar run` and `dewar resume`.
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::time::Duration;
 
-use nix::unistd::{geteuid, gethostname};
+use nix::unistd::geteuid;
 
 use super::args::{self, Output, Resume, Run};
 use super::failure::{Failure, status};
@@ -16,21 +16,14 @@ use super::runner::{self, Followed};
 use super::signals::Signals;
 use super::term::escape;
 use super::{json, place, report};
-use crate::cgroup::{self, Applied, Base};
+use crate::cgroup::{Applied, Base};
 use crate::checkpoint::Root;
 use crate::checkpoint::paths::Place;
 use crate::launch::{self, Accepted, Console};
 use crate::observe::{self, Observed};
 use crate::proto::{Containment, Launch};
-use crate::sandbox;
-use crate::sys::clock;
-use crate::task::{Resources, TaskId, TaskSpec};
-
-/// T22, dewar's rule: losses in a row after which a process has failed.
-const LOSS_LIMIT: u32 = 100;
-
-/// PATH of runs where the caller has none: that of login(1).
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+use crate::request::{self, DEFAULT_PATH, RequestError};
+use crate::task::{TaskId, TaskSpec};
 
 /// What `--cgroup none` means.
 const WEAKER: &str = "--cgroup none is weaker: a process of the task that outlives its coordinator and the runner is \
@@ -76,16 +69,10 @@ pub(super) fn run(args: &Run) -> Result<u8, Failure> {
     match signals {
         Some(signals) => to_the_end(&root, &id, &spec, started.into(), signals, args.output),
         None => {
-            wait_for_lead(&started.nudges);
+            launch::wait_for_lead(&started.nudges);
             detached(&root, &id, args.output)
         }
     }
-}
-
-/// Waits until a runner has recorded that it leads, so that who asks next finds it; or until it is gone, which is told by
-/// whoever looks.
-fn wait_for_lead(nudges: &OwnedFd) {
-    while nix::unistd::read(nudges, &mut [0]) == Err(nix::errno::Errno::EINTR) {}
 }
 
 /// Goes on with a task to its end, or with `--detach` until a runner lives.
@@ -168,7 +155,7 @@ fn to_the_end(
             Stop::Gracefully => spec.finalization_wait,
             Stop::Now => Duration::ZERO,
         };
-        runner::kill(root, id, wait, false)
+        runner::kill(root, id, wait, false, None)
     };
     let mut watch = Watch { nudges: followed.nudges, signals };
     let mut pidfd: Option<OwnedFd> = followed.pidfd;
@@ -211,22 +198,9 @@ fn limits(spec: &TaskSpec, base: Option<&Base>, allowed: bool) -> Result<Applied
     Ok(applied)
 }
 
-/// The limits of a task that cannot be enforced in `base`, or are rounded there; `None`: without cgroups, where none is enforced.
+/// What becomes of the limits of a task in `base`; `None`: without cgroups.
 pub(super) fn try_out(spec: &TaskSpec, base: Option<&Base>) -> Result<Applied, Failure> {
-    if let Some(base) = base {
-        return base.try_out(spec).map_err(|error| Failure::unavailable(&error));
-    }
-    let without = |path: &str, limits: &Resources| {
-        cgroup::all_unenforceable(limits, path, "a cgroup", "--cgroup none was asked for")
-    };
-    let of_task = spec.resources.iter().flat_map(|limits| without("resources", limits));
-    let each = spec.processes.iter().enumerate();
-    let of_runs = each.filter_map(|(index, process)| {
-        let path = format!("processes[{index}].resources");
-        Some(without(&path, process.resources.as_deref()?))
-    });
-    let unenforceable = of_task.chain(of_runs.flatten()).collect();
-    Ok(Applied { unenforceable, rounded: Vec::new() })
+    request::try_out(spec, base).map_err(|error| Failure::unavailable(&error))
 }
 
 fn launch_of(
@@ -237,36 +211,21 @@ fn launch_of(
     limits: Applied,
 ) -> Result<Launch, Failure> {
     let Asked { accepted, identity } = asked;
-    let sandbox = match &args.sandbox {
-        Some(path) => path.clone(),
-        None => root.sandbox(&accepted.task_id),
-    };
     let containment = if contained { Containment::Cgroup } else { Containment::None };
     let ports = &args.bindings.ports;
-    Ok(Launch {
-        task_id: accepted.task_id.to_string(),
-        task: Some(accepted.task),
-        sandbox: directory("--sandbox", &sandbox)?,
-        log_dir: args.log_dir.as_deref().map(|path| directory("--log-dir", path)).transpose()?,
-        ports: ports.iter().map(|(name, port)| (name.clone(), port.get().into())).collect(),
-        identity: Some(identity),
+    let options = request::Options {
+        sandbox: args.sandbox.clone(),
+        log_dir: args.log_dir.clone(),
+        ports: ports.iter().map(|(name, port)| (name.clone(), port.get())).collect(),
         chroot: args.chroot,
-        containment: containment.into(),
-        unenforced: limits.unenforceable.into_iter().map(|limit| limit.field).collect(),
+        labels: BTreeMap::new(),
         path: path()?,
-        loss_limit: LOSS_LIMIT,
-        accepted_unix_nanos: clock::now().wall,
-        hostname: gethostname().unwrap_or_default().to_string_lossy().into_owned(),
-        rounded: limits.rounded.iter().map(ToString::to_string).collect(),
+    };
+    let launch = request::launch(root, accepted, identity, options, containment, limits);
+    launch.map_err(|error| match error {
+        RequestError::NotUtf8 { .. } => Failure::Usage(error.to_string()),
+        error => Failure::unavailable(&error),
     })
-}
-
-/// The path that a directory is recorded by: absolute, and without links as of now.
-fn directory(option: &str, path: &Path) -> Result<String, Failure> {
-    let path = sandbox::canonical(path).map_err(|error| Failure::unavailable(&error))?;
-    path.into_os_string()
-        .into_string()
-        .map_err(|path| Failure::Usage(format!("{option}: {path:?} is not UTF-8")))
 }
 
 fn path() -> Result<String, Failure> {

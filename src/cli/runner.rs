@@ -1,44 +1,21 @@
-//! Runners, as commands need them: one that lives is followed or asked; where none does, one is started.
+//! Runners, as commands need them: see [`crate::reach`].
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::failure::{Failure, status};
 use super::words;
 use crate::cgroup::{self, Base, FindError};
 use crate::checkpoint::Root;
-use crate::control::{self, ControlError, Request};
-use crate::launch::{self, Console, LaunchError, Started, Waiting};
-use crate::observe::{self, Observed};
-use crate::proto::{Containment, ControlRequest, Launch};
+use crate::control::{self, Request};
+use crate::launch::{Console, LaunchError};
+pub(super) use crate::reach::Followed;
+use crate::reach::{Reach, ReachError};
 use crate::sys::pidfd::{self, Exit};
-use crate::sys::socket;
 use crate::task::TaskId;
-
-/// Pause between two tries to reach a runner that holds its task and does not listen yet.
-const PAUSE: Duration = Duration::from_millis(2);
-/// Times that a runner is started to hear a request.
-const STARTS: u32 = 3;
-/// Tries, a few seconds in all.
-const TRIES: u32 = 1500;
-
-/// A runner that is followed.
-#[derive(Debug)]
-pub(super) struct Followed {
-    /// A byte for each turn that recorded something.
-    pub(super) nudges: OwnedFd,
-    /// The runner, if it is ours.
-    pub(super) pidfd: Option<OwnedFd>,
-}
-
-impl From<Started> for Followed {
-    fn from(started: Started) -> Self {
-        Self { nudges: started.nudges, pidfd: Some(started.pidfd) }
-    }
-}
 
 /// Follows the runner of a task, and starts one where none lives.
 ///
@@ -46,11 +23,7 @@ impl From<Started> for Followed {
 ///
 /// [`Failure::Unavailable`].
 pub(super) fn follow(root: &Root, id: &TaskId, console: Console) -> Result<Followed, Failure> {
-    match reach(root, id, || control::follow(root, id)) {
-        Ok(nudges) => Ok(Followed { nudges, pidfd: None }),
-        Err(ControlError::Absent(_)) => start(root, id, console),
-        Err(error) => Err(Failure::unavailable(&error)),
-    }
+    Ok(reach(root).follow(id, console)?)
 }
 
 /// Asks for the end of a task: its runner, or one that is started to hear it.
@@ -58,8 +31,14 @@ pub(super) fn follow(root: &Root, id: &TaskId, console: Console) -> Result<Follo
 /// # Errors
 ///
 /// [`Failure::Unavailable`].
-pub(super) fn kill(root: &Root, id: &TaskId, wait: Duration, lost: bool) -> Result<(), Failure> {
-    order(root, id, &control::to_kill(wait, lost)).map(drop)
+pub(super) fn kill(
+    root: &Root,
+    id: &TaskId,
+    wait: Duration,
+    lost: bool,
+    reason: Option<&str>,
+) -> Result<(), Failure> {
+    order(root, id, &control::to_kill(wait, lost, reason.map(str::to_owned))).map(drop)
 }
 
 /// Asks the runner of a task to do something, or one that is started for it and hears it first of all. Tells which limits the
@@ -69,73 +48,11 @@ pub(super) fn kill(root: &Root, id: &TaskId, wait: Duration, lost: bool) -> Resu
 ///
 /// [`Failure::Unavailable`].
 pub(super) fn order(root: &Root, id: &TaskId, request: &Request) -> Result<Vec<String>, Failure> {
-    let mut answer = Err(ControlError::Absent(id.clone()));
-    for _ in 0..STARTS {
-        answer = reach(root, id, || control::order(root, id, request.clone()));
-        if !matches!(answer, Err(ControlError::Absent(_))) {
-            break;
-        }
-        let (ours, theirs) = socket::pair().map_err(|error| Failure::unavailable(&error))?;
-        let request = ControlRequest { request: Some(request.clone()) };
-        prepare(root, id, Console::Log)?.go_with(&request, theirs.as_fd())?;
-        drop(theirs);
-        answer = control::answer(root, id, ours);
-        // Another runner was faster, say: that one is asked then.
-        if !matches!(answer, Err(ControlError::Unanswered(_))) {
-            break;
-        }
-    }
-    answer.map_err(|error| Failure::unavailable(&error))
+    Ok(reach(root).order(id, request)?)
 }
 
-/// Asks again while a runner holds the task and does not listen yet.
-fn reach<T>(
-    root: &Root,
-    id: &TaskId,
-    ask: impl Fn() -> Result<T, ControlError>,
-) -> Result<T, ControlError> {
-    for _ in 0..TRIES {
-        match ask() {
-            Err(ControlError::Absent(_))
-                if matches!(observe::runner_pid(root, id), Ok(Some(_))) =>
-            {
-                std::thread::sleep(PAUSE);
-            }
-            answer => return answer,
-        }
-    }
-    ask()
-}
-
-fn start(root: &Root, id: &TaskId, console: Console) -> Result<Followed, Failure> {
-    Ok(prepare(root, id, console)?.go()?.into())
-}
-
-/// Starts a runner, in the base that the task was run in before; it waits for the word to go.
-fn prepare(root: &Root, id: &TaskId, console: Console) -> Result<Waiting, Failure> {
-    let mut observed = Observed::open(root, id)?;
-    observed.advance(|_, _| {})?;
-    let Some(replay) = observed.replay() else {
-        return Err(Failure::from(LaunchError::Unknown(id.clone())));
-    };
-    let cgroup = replay.state().leader().and_then(|leader| leader.cgroup.as_deref());
-    let base = base_of(replay.launch(), cgroup)?;
-    Ok(launch::prepare_runner(root, id, base.as_ref(), console)?)
-}
-
-/// The base that a task was run in before, if it can still be had; else the one that is found here.
-fn base_of(launch: &Launch, cgroup: Option<&str>) -> Result<Option<Base>, Failure> {
-    if launch.containment() == Containment::None {
-        return Ok(None);
-    }
-    // `<base>/tasks/<id>`.
-    let before = cgroup.and_then(|path| Path::new(path).ancestors().nth(2));
-    if let Some(before) = before
-        && let Ok(base) = cgroup::find(&cgroup::Options { explicit: Some(before.to_owned()) })
-    {
-        return Ok(Some(base));
-    }
-    find_base(None).map(Some)
+fn reach(root: &Root) -> Reach<'_> {
+    Reach { root, base: &|| find(None) }
 }
 
 /// Finds the base cgroup. An ordinary user who was given none gets one from its own systemd, where that runs: this
@@ -145,7 +62,11 @@ fn base_of(launch: &Launch, cgroup: Option<&str>) -> Result<Option<Base>, Failur
 ///
 /// [`Failure::Unavailable`] says what was found and what to do.
 pub(super) fn find_base(explicit: Option<PathBuf>) -> Result<Base, Failure> {
-    cgroup::find(&cgroup::Options { explicit }).map_err(|error| {
+    find(explicit).map_err(|error| Failure::unavailable(&error))
+}
+
+fn find(explicit: Option<PathBuf>) -> Result<Base, FindError> {
+    cgroup::find(&cgroup::Options { explicit }).inspect_err(|error| {
         if matches!(error, FindError::NotDelegated { .. }) {
             let args: Vec<OsString> = std::env::args_os().skip(1).collect();
             if let Some(mut command) = cgroup::systemd_scope_command(&args) {
@@ -153,7 +74,6 @@ pub(super) fn find_base(explicit: Option<PathBuf>) -> Result<Base, Failure> {
                 let _ = command.exec();
             }
         }
-        Failure::unavailable(&error)
     })
 }
 
@@ -175,6 +95,12 @@ pub(super) fn gone(id: &TaskId, pidfd: Option<&OwnedFd>) -> u8 {
 
 impl From<LaunchError> for Failure {
     fn from(error: LaunchError) -> Self {
+        Self::unavailable(&error)
+    }
+}
+
+impl From<ReachError> for Failure {
+    fn from(error: ReachError) -> Self {
         Self::unavailable(&error)
     }
 }

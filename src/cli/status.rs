@@ -9,10 +9,11 @@ use super::pattern::Patterns;
 use super::printer::stdout_style;
 use super::table::{self, Align};
 use super::term::{Style, escape};
-use super::{json, place, report, task_file, words};
+use super::{json, place, report, words};
 use crate::observe::{self, Sight};
 use crate::proto::{ProcessState, ProcessView, Resources, TaskState, TaskView, Timestamp};
 use crate::task;
+use crate::task::written::assignments;
 
 /// Tells of the tasks that were asked for.
 ///
@@ -167,7 +168,7 @@ fn push_details(text: &mut String, view: &TaskView, verbose: u8, style: Style) {
 fn limits(resources: Option<&Resources>) -> String {
     let limits =
         resources.and_then(|resources| task::Resources::from_proto(resources, "resources").ok());
-    limits.map(|limits| task_file::assignments(&limits).join(" ")).unwrap_or_default()
+    limits.map(|limits| assignments(&limits).join(" ")).unwrap_or_default()
 }
 
 /// What else is known of a task, for people.

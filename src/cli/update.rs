@@ -4,7 +4,6 @@ use super::args::Update;
 use super::failure::{Failure, status};
 use super::out::Out;
 use super::run::whereabouts;
-use super::task_file::assignments;
 use super::term::escape;
 use super::{place, runner, words};
 use crate::checkpoint::Root;
@@ -13,6 +12,7 @@ use crate::control::Request;
 use crate::observe::Observed;
 use crate::proto::UpdateLimits;
 use crate::task::change::{self, ChangeError};
+use crate::task::written::assignments;
 use crate::task::{Resources, TaskId, TaskSpec};
 
 /// Changes limits of a task, if any are named, and tells those that are in force then.

@@ -15,10 +15,11 @@
 //!
 //! What a run finds is promised in `docs/run-environment.md`.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::ffi::CString;
 use std::fmt;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -37,7 +38,7 @@ use crate::sandbox::{PathError, Sandbox};
 use crate::sys::clone::clone_into;
 use crate::sys::exec::{Image, exit_now};
 use crate::sys::ids::Capabilities;
-use crate::sys::{fs, ids, inherit, signal};
+use crate::sys::{fds, fs, ids, inherit, signal, terminal};
 use crate::task::{Logger, ProcessName, TaskId};
 
 /// The shell of every run.
@@ -45,6 +46,9 @@ const SHELL: &std::ffi::CStr = c"/bin/bash";
 
 /// File-mode creation mask of every run, and of its coordinator.
 pub(super) const UMASK: Mode = Mode::from_bits_truncate(0o022);
+
+/// Why nothing is run as another user where the kernel would let that user into our memory.
+const DUMPABLE: &str = "fs.suid_dumpable is 1 here: another user could write to the memory of dewar while its run is started";
 
 /// Exit status of a child that could not become the program. Nobody reads it: the report came
 /// first.
@@ -73,6 +77,40 @@ pub struct Run<'a> {
     pub log_dir: Option<&'a Path>,
     /// Where its output goes.
     pub logger: Logger,
+}
+
+/// Where in a task something is run, and as whom.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    /// Id of the task.
+    pub task_id: &'a TaskId,
+    /// Name of the process and run number, told in the environment.
+    pub run: Option<(&'a ProcessName, u32)>,
+    /// `PATH`.
+    pub path: &'a str,
+    /// Who it is.
+    pub identity: &'a Identity,
+    /// Where it runs.
+    pub sandbox: &'a Sandbox,
+    /// Whether the sandbox is its root directory.
+    pub chroot: bool,
+}
+
+/// A command that is run in a task.
+#[derive(Debug, Clone, Copy)]
+pub struct Command<'a> {
+    /// Where, and as whom.
+    pub place: Place<'a>,
+    /// Program and arguments. A program without `/` is looked for in `PATH`.
+    pub argv: &'a [String],
+    /// Its environment beside that of a run; these come first.
+    pub env: &'a BTreeMap<String, String>,
+    /// Working directory, as the user finds it from the sandbox; `None`: the sandbox.
+    pub cwd: Option<&'a str>,
+    /// Whether standard input is a terminal that is to control it.
+    pub terminal: bool,
+    /// Soft limit of open descriptors; `None`: the caller's.
+    pub descriptors: Option<u64>,
 }
 
 /// A step of a launch: those of the coordinator, then those of the child, by number.
@@ -105,10 +143,14 @@ pub enum Step {
     OomScoreAdj,
     /// Dump no core, unless asked.
     CoreLimit,
+    /// Have as many descriptors as a run.
+    DescriptorLimit,
     /// Leave the caller's keys.
     Keyring,
     /// Lay standard input, output and error.
     Stdio,
+    /// Be controlled by the terminal.
+    Terminal,
     /// Close every other descriptor on exec.
     CloseRange,
     /// Make the sandbox the root directory.
@@ -119,6 +161,8 @@ pub enum Step {
     VerifyRoot,
     /// Be in it, and within the root directory.
     VerifyCwd,
+    /// Close every other descriptor now.
+    Close,
     /// Let a change of uid take the capabilities along.
     Securebits,
     /// Empty the ambient and inheritable sets.
@@ -135,16 +179,22 @@ pub enum Step {
     Setresuid,
     /// Have it, four times.
     VerifyUid,
+    /// Leave no memory to be dumped that is the coordinator's.
+    Dumpable,
     /// Give up every capability, unless root.
     Capset,
     /// Have none.
     VerifyCapabilities,
     /// Be refused uid 0 and gid 0.
     VerifyNotRoot,
+    /// Go to the working directory that was asked for.
+    WorkingDirectory,
     /// Block no signal.
     Sigmask,
     /// Become the shell.
     Execve,
+    /// Become the command.
+    ExecveCommand,
 }
 
 impl Step {
@@ -164,13 +214,16 @@ impl Step {
             Self::Scheduling => "scheduling",
             Self::OomScoreAdj => "oom_score_adj",
             Self::CoreLimit => "core limit",
+            Self::DescriptorLimit => "descriptor limit",
             Self::Keyring => "keyring",
             Self::Stdio => "stdio",
+            Self::Terminal => "terminal",
             Self::CloseRange => "close_range",
             Self::Chroot => "chroot",
             Self::Chdir => "chdir",
             Self::VerifyRoot => "verify root",
             Self::VerifyCwd => "verify cwd",
+            Self::Close => "close",
             Self::Securebits => "securebits",
             Self::Inheritable => "inheritable capabilities",
             Self::Setgroups => "setgroups",
@@ -179,11 +232,14 @@ impl Step {
             Self::VerifyGid => "verify gid",
             Self::Setresuid => "setresuid",
             Self::VerifyUid => "verify uid",
+            Self::Dumpable => "dumpable",
             Self::Capset => "capset",
             Self::VerifyCapabilities => "verify capabilities",
             Self::VerifyNotRoot => "verify not root",
+            Self::WorkingDirectory => "working directory",
             Self::Sigmask => "sigmask",
             Self::Execve => "execve /bin/bash",
+            Self::ExecveCommand => "execve",
         }
     }
 }
@@ -206,6 +262,14 @@ enum When {
     Switch,
     /// The run is not root's.
     NotRoot,
+    /// It is a run.
+    Run,
+    /// It is a command that is run in a task.
+    Command,
+    /// That has a terminal.
+    Terminal,
+    /// That has a working directory of its own.
+    WorkingDirectory,
 }
 
 type Act = fn(&mut Plan) -> Result<(), Failure>;
@@ -213,15 +277,17 @@ type Act = fn(&mut Plan) -> Result<(), Failure>;
 /// What the child does, in this order. The working directory and root change while it may still go
 /// anywhere; groups, gid and uid follow, in the only order in which each still has the right to;
 /// nothing after the uid needs one.
-const STEPS: [(When, Step, Act); 28] = [
+const STEPS: [(When, Step, Act); 35] = [
     (When::Always, Step::Setsid, |_| done(setsid())),
     (When::Always, Step::Signals, |_| done(signal::default_all())),
     (When::Always, Step::Umask, |_| done(Ok(umask(UMASK)))),
     (When::Always, Step::Scheduling, |_| done(inherit::ordinary_scheduling())),
     (When::Always, Step::OomScoreAdj, |_| done(inherit::ordinary_oom_score())),
     (When::Always, Step::CoreLimit, |_| done(inherit::no_core_dumps())),
+    (When::Command, Step::DescriptorLimit, Plan::limit_descriptors),
     (When::Always, Step::Keyring, Plan::leave_keyring),
     (When::Always, Step::Stdio, |plan| done(fs::lay_standard(&plan.standard))),
+    (When::Terminal, Step::Terminal, |_| done(terminal::control_by_stdin())),
     (When::Always, Step::CloseRange, |_| done(fs::close_others_on_exec())),
     (When::Chroot, Step::Chroot, Plan::change_root),
     (When::Chroot, Step::Chdir, |_| done(chdir(c"/"))),
@@ -229,6 +295,7 @@ const STEPS: [(When, Step, Act); 28] = [
     (When::Chroot, Step::VerifyRoot, |plan| must(fs::is_dir(c"/", &plan.sandbox)?)),
     (When::Always, Step::VerifyCwd, |plan| must(fs::is_dir(c".", &plan.sandbox)?)),
     (When::Always, Step::VerifyCwd, |_| must(fs::cwd_is_reachable()?)),
+    (When::Command, Step::Close, |plan| done(fs::close_others_but(plan.report))),
     (When::Switch, Step::Securebits, |_| check_securebits()),
     (When::Always, Step::Inheritable, |_| clear_inheritable()),
     (When::Switch, Step::Setgroups, |plan| done(ids::set_groups(&plan.groups))),
@@ -237,11 +304,15 @@ const STEPS: [(When, Step, Act); 28] = [
     (When::Always, Step::VerifyGid, |plan| must(ids::gids()?.are(plan.gid))),
     (When::Switch, Step::Setresuid, |plan| done(ids::set_uid(plan.uid))),
     (When::Always, Step::VerifyUid, |plan| must(ids::uids()?.are(plan.uid))),
+    (When::Switch, Step::Dumpable, |_| done(inherit::no_dump())),
     (When::NotRoot, Step::Capset, |_| done(ids::set_capabilities(Capabilities::default()))),
     (When::Always, Step::VerifyCapabilities, Plan::verify_capabilities),
     (When::NotRoot, Step::VerifyNotRoot, |plan| must(!ids::can_become_root(plan.gid))),
+    (When::WorkingDirectory, Step::WorkingDirectory, Plan::enter_working_directory),
+    (When::WorkingDirectory, Step::WorkingDirectory, |_| must(fs::cwd_is_reachable()?)),
     (When::Always, Step::Sigmask, |_| done(signal::unblock_all())),
-    (When::Always, Step::Execve, |plan| Err(plan.image.execve().into())),
+    (When::Run, Step::Execve, |plan| Err(plan.image.execve().into())),
+    (When::Command, Step::ExecveCommand, |plan| Err(plan.image.execve().into())),
 ];
 
 /// A call that works, or says why not.
@@ -308,7 +379,7 @@ impl LaunchFailed {
 
     /// attack 33: names the limit of `leaf` that left too little to start a run, if that is why. A limit of memory does so every
     /// time, and lets the kernel answer with an errno that means something else: it is left out.
-    pub(super) fn for_want_of(mut self, leaf: Option<&Leaf>) -> Self {
+    pub(crate) fn for_want_of(mut self, leaf: Option<&Leaf>) -> Self {
         let shortage = leaf.zip(self.errno).and_then(|(leaf, errno)| leaf.shortage(errno));
         match shortage {
             Some(Shortage::Memory(why)) => Self::refused(self.step, why),
@@ -321,7 +392,7 @@ impl LaunchFailed {
     }
 
     /// A step of the coordinator's own that failed, with the errno at the end of its causes.
-    pub(super) fn caused(step: Step, error: &(dyn std::error::Error + 'static)) -> Self {
+    pub(crate) fn caused(step: Step, error: &(dyn std::error::Error + 'static)) -> Self {
         let causes = || std::iter::successors(Some(error), |cause| cause.source());
         let raw = |cause: &(dyn std::error::Error + 'static)| {
             let io = cause.downcast_ref::<std::io::Error>().and_then(|io| io.raw_os_error());
@@ -356,24 +427,42 @@ impl Start {
     ///
     /// [`LaunchFailed`] with one of the coordinator's steps.
     pub fn prepare(run: &Run<'_>) -> Result<(Self, Option<Pump>), LaunchFailed> {
-        let environment = environment(run)?;
+        let place = Place {
+            task_id: run.task_id,
+            run: Some((run.process, run.run)),
+            path: run.path,
+            identity: run.identity,
+            sandbox: run.sandbox,
+            chroot: run.chroot,
+        };
         let argv = vec![SHELL.to_owned(), c"-c".to_owned(), text("the command line", run.cmdline)?];
-        let (uid, gid, groups) = numbers(run.identity)?;
+        let image = Image::new(SHELL.to_owned(), argv, place.environment()?);
         let null = open_null()?;
         let Output { stdout, stderr, pump } =
             Output::open(run).map_err(|error| LaunchFailed::output(&error))?;
-        let plan = Plan {
-            image: Image::new(SHELL.to_owned(), argv, environment),
-            standard: [above(null)?, above(stdout)?, above(stderr)?],
-            sandbox: duplicate(run.sandbox.dir())?,
-            chroot: run.chroot,
-            switch: run.identity.switch || !identity::is_current(run.identity),
-            uid,
-            gid,
-            found: vec![0; groups.len() + 1],
-            groups,
-        };
+        let plan = Plan::new(&place, Kind::Run, image, [null, stdout, stderr])?;
         Ok((Self { plan }, pump))
+    }
+
+    /// Lays out a command that is run in a task; `standard` is its standard input, output and error.
+    ///
+    /// # Errors
+    ///
+    /// [`LaunchFailed`] with one of the coordinator's steps.
+    pub fn prepare_command(
+        command: &Command<'_>,
+        standard: [OwnedFd; 3],
+    ) -> Result<Self, LaunchFailed> {
+        let argument = |argument: &String| text("an argument", argument);
+        let argv = command.argv.iter().map(argument).collect::<Result<Vec<_>, _>>()?;
+        let image = Image::first_of(command.programs()?, argv, command.environment()?);
+        let working_directory = command.cwd.map(|cwd| text("the working directory", cwd));
+        let kind = Kind::Command {
+            terminal: command.terminal,
+            working_directory: working_directory.transpose()?,
+            descriptors: command.descriptors,
+        };
+        Ok(Self { plan: Plan::new(&command.place, kind, image, standard)? })
     }
 
     /// Starts the run in `cgroup` and returns its first process, once that is `/bin/bash` or was
@@ -387,6 +476,7 @@ impl Start {
         let (reports, report) =
             report_pipe().map_err(|errno| LaunchFailed::new(Step::Pipe, errno))?;
         let report = above(report)?;
+        plan.report = report.as_raw_fd();
         let (pid, pidfd) = clone_into(cgroup, || plan.carry_out(report.as_fd()))
             .map_err(|errno| LaunchFailed::new(Step::Clone, errno))?;
         drop(report);
@@ -420,8 +510,24 @@ fn reap(pidfd: &OwnedFd) {
     while waitid(Id::PIDFd(pidfd.as_fd()), WaitPidFlag::WEXITED) == Err(Errno::EINTR) {}
 }
 
+/// What a child becomes.
+enum Kind {
+    /// The first process of a run.
+    Run,
+    /// A command that is run in a task.
+    Command {
+        /// Whether standard input is a terminal that controls it.
+        terminal: bool,
+        /// Where it begins, if that is not the sandbox.
+        working_directory: Option<CString>,
+        /// Soft limit of open descriptors, if it is not the caller's.
+        descriptors: Option<u64>,
+    },
+}
+
 /// What the child works on.
 struct Plan {
+    kind: Kind,
     image: Image,
     /// What becomes standard input, output and error.
     standard: [OwnedFd; 3],
@@ -435,9 +541,38 @@ struct Plan {
     groups: Vec<u32>,
     /// Room for the groups that the kernel says we have: one more than there may be.
     found: Vec<u32>,
+    /// Where it reports what failed.
+    report: RawFd,
 }
 
 impl Plan {
+    fn new(
+        place: &Place<'_>,
+        kind: Kind,
+        image: Image,
+        standard: [OwnedFd; 3],
+    ) -> Result<Self, LaunchFailed> {
+        let (uid, gid, groups) = numbers(place.identity)?;
+        let switch = place.identity.switch || !identity::is_current(place.identity);
+        if switch && inherit::is_dumpable_after_setuid() {
+            return Err(LaunchFailed::refused(Step::Prepare, DUMPABLE.to_owned()));
+        }
+        let [input, output, error] = standard;
+        Ok(Self {
+            kind,
+            image,
+            standard: [above(input)?, above(output)?, above(error)?],
+            sandbox: duplicate(place.sandbox.dir())?,
+            chroot: place.chroot,
+            switch,
+            uid,
+            gid,
+            found: vec![0; groups.len() + 1],
+            groups,
+            report: -1,
+        })
+    }
+
     /// Goes through the steps; does not return, for the last one becomes the program.
     fn carry_out(&mut self, report: BorrowedFd<'_>) -> Infallible {
         for (number, (when, _, act)) in STEPS.iter().enumerate() {
@@ -459,6 +594,28 @@ impl Plan {
             When::NoChroot => !self.chroot,
             When::Switch => self.switch,
             When::NotRoot => self.uid != 0,
+            When::Run => matches!(self.kind, Kind::Run),
+            When::Command => !matches!(self.kind, Kind::Run),
+            When::Terminal => matches!(self.kind, Kind::Command { terminal: true, .. }),
+            When::WorkingDirectory => {
+                matches!(self.kind, Kind::Command { working_directory: Some(_), .. })
+            }
+        }
+    }
+
+    /// The hard limit stays: whoever called may have raised the soft one for itself.
+    fn limit_descriptors(&mut self) -> Result<(), Failure> {
+        match self.kind {
+            Kind::Command { descriptors: Some(soft), .. } => done(fds::set_limit(soft)),
+            _ => Ok(()),
+        }
+    }
+
+    /// As the user, who may not go everywhere.
+    fn enter_working_directory(&mut self) -> Result<(), Failure> {
+        match &self.kind {
+            Kind::Command { working_directory: Some(path), .. } => done(fs::enter(path)),
+            _ => Ok(()),
         }
     }
 
@@ -589,26 +746,59 @@ fn capability_names(set: u64) -> String {
     known.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
 }
 
-/// T56, T57: the whole environment of a run.
-fn environment(run: &Run<'_>) -> Result<Vec<CString>, LaunchFailed> {
-    let sandbox = run.sandbox.path().as_os_str().as_bytes();
-    let home = if run.chroot { run.identity.home.as_bytes() } else { sandbox };
-    let number = run.run.to_string();
-    let mut environment = vec![
-        variable("HOME", home)?,
-        variable("LOGNAME", run.identity.user.as_bytes())?,
-        variable("USER", run.identity.user.as_bytes())?,
-        variable("PATH", run.path.as_bytes())?,
-        variable("DEWAR_TASK_ID", run.task_id.as_str().as_bytes())?,
-        variable("DEWAR_PROCESS", run.process.as_str().as_bytes())?,
-        variable("DEWAR_RUN", number.as_bytes())?,
-    ];
-    if run.sandbox.has_profile().map_err(|error| LaunchFailed::sandbox(&error))? {
-        let seen_at = if run.chroot { Path::new("/") } else { run.sandbox.path() };
-        let profile = seen_at.join(".thermos_profile");
-        environment.push(variable("BASH_ENV", &unexpanded(profile.as_os_str().as_bytes()))?);
+impl Place<'_> {
+    /// T56, T57: the whole environment of a run.
+    fn environment(&self) -> Result<Vec<CString>, LaunchFailed> {
+        let sandbox = self.sandbox.path().as_os_str().as_bytes();
+        let home = if self.chroot { self.identity.home.as_bytes() } else { sandbox };
+        let mut environment = vec![
+            variable("HOME", home)?,
+            variable("LOGNAME", self.identity.user.as_bytes())?,
+            variable("USER", self.identity.user.as_bytes())?,
+            variable("PATH", self.path.as_bytes())?,
+            variable("DEWAR_TASK_ID", self.task_id.as_str().as_bytes())?,
+        ];
+        if let Some((process, run)) = self.run {
+            environment.push(variable("DEWAR_PROCESS", process.as_str().as_bytes())?);
+            environment.push(variable("DEWAR_RUN", run.to_string().as_bytes())?);
+        }
+        if self.sandbox.has_profile().map_err(|error| LaunchFailed::sandbox(&error))? {
+            let seen_at = if self.chroot { Path::new("/") } else { self.sandbox.path() };
+            let profile = seen_at.join(".thermos_profile");
+            environment.push(variable("BASH_ENV", &unexpanded(profile.as_os_str().as_bytes()))?);
+        }
+        Ok(environment)
     }
-    Ok(environment)
+}
+
+impl Command<'_> {
+    /// That of a run, and what was asked for.
+    fn environment(&self) -> Result<Vec<CString>, LaunchFailed> {
+        let mut environment = self.place.environment()?;
+        for (name, value) in self.env {
+            let is_it = |variable: &CString| {
+                let rest = variable.as_bytes().strip_prefix(name.as_bytes());
+                rest.is_some_and(|rest| rest.starts_with(b"="))
+            };
+            environment.retain(|variable| !is_it(variable));
+            environment.push(variable(name, value.as_bytes())?);
+        }
+        Ok(environment)
+    }
+
+    /// Where its program may be: execvp(3), but no shell is tried.
+    fn programs(&self) -> Result<Vec<CString>, LaunchFailed> {
+        let name = self.argv.first().map_or("", String::as_str);
+        if name.is_empty() || name.contains('/') {
+            return Ok(vec![text("the program", name)?]);
+        }
+        let path = self.env.get("PATH").map_or(self.place.path, String::as_str);
+        let join = |dir: &str| match dir {
+            "" => text("the program", name),
+            dir => text("the program", &format!("{dir}/{name}")),
+        };
+        path.split(':').map(join).collect()
+    }
 }
 
 /// `path` as bash must find it in `BASH_ENV`, which it expands like a word in double quotes:
@@ -668,7 +858,6 @@ fn duplicate(fd: BorrowedFd<'_>) -> Result<OwnedFd, LaunchFailed> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::fs;
     use std::os::unix::fs::MetadataExt;
     use std::path::PathBuf;
@@ -1212,6 +1401,99 @@ mod tests {
                 ended.printed(),
                 "profile\n/\n/home/ordinary\nbin lib lib64\n/.thermos_profile\n/\n"
             );
+        });
+    }
+
+    /// What the user of process `pid` gets to see of it, if anything.
+    fn reach(pid: i32) -> Vec<&'static str> {
+        let path = |name: &str| format!("/proc/{pid}/{name}");
+        let reads = |name| fs::read(path(name)).is_ok_and(|content| !content.is_empty());
+        let opens = |name| fs::File::open(path(name)).is_ok();
+        [
+            ("exe", fs::metadata(path("exe")).is_ok()),
+            ("maps", reads("maps")),
+            ("environ", reads("environ")),
+            ("mem", opens("mem")),
+            ("fd", fs::read_dir(path("fd")).is_ok()),
+        ]
+        .into_iter()
+        .filter_map(|(name, is)| is.then_some(name))
+        .collect()
+    }
+
+    /// attacks 11, 12: a child that is its user already, and not yet the program, has the memory of its parent.
+    #[test]
+    fn the_user_of_a_child_that_is_not_yet_the_program_has_no_hold_on_it() {
+        alone(|| {
+            if !is_root() {
+                return;
+            }
+            let stage = Stage::new(ordinary(&[]));
+            let sandbox = Sandbox::open(&stage.path(), &stage.identity).unwrap();
+            let task_id = TaskId::new("task-1").unwrap();
+            let place = Place {
+                task_id: &task_id,
+                run: None,
+                path: "/bin",
+                identity: &stage.identity,
+                sandbox: &sandbox,
+                chroot: false,
+            };
+            let image = Image::new(SHELL.to_owned(), vec![], vec![]);
+            let null = || open_null().unwrap();
+            let mut plan = Plan::new(&place, Kind::Run, image, [null(), null(), null()]).unwrap();
+            let (pids, pid) = pipe2(OFlag::O_CLOEXEC).unwrap();
+            let (hold, go) = pipe2(OFlag::O_CLOEXEC).unwrap();
+            let spy = || {
+                become_ordinary();
+                let mut pid = [0; 4];
+                read(&pids, &mut pid).unwrap();
+                let reached = reach(i32::from_ne_bytes(pid));
+                write(&go, &[0]).unwrap();
+                assert_eq!(reached, [""; 0]);
+                exit_now(0)
+            };
+            let (spy, _) = fork(spy).unwrap();
+
+            let (_, pidfd) = clone_into(None, || {
+                for (when, _, act) in STEPS.iter().filter(|(_, step, _)| *step != Step::Execve) {
+                    if plan.wants(*when) && act(&mut plan).is_err() {
+                        exit_now(1);
+                    }
+                }
+                let _ = write(&pid, &Pid::this().as_raw().to_ne_bytes());
+                let _ = read(&hold, &mut [0]);
+                exit_now(0)
+            })
+            .unwrap();
+
+            assert!(matches!(
+                waitid(Id::PIDFd(pidfd.as_fd()), WaitPidFlag::WEXITED),
+                Ok(WaitStatus::Exited(_, 0))
+            ));
+            assert_eq!(waitpid(spy, None), Ok(WaitStatus::Exited(spy, 0)));
+        });
+    }
+
+    /// `fs.suid_dumpable` = 1 would let that user in, until the next step.
+    #[test]
+    fn nothing_is_run_as_another_user_who_would_be_let_into_our_memory() {
+        alone(|| {
+            if !is_root() {
+                return;
+            }
+            let stage = Stage::new(ordinary(&[]));
+            let one = stage.temp.path().join("one");
+            fs::write(&one, "1\n").unwrap();
+            unshare(CloneFlags::CLONE_NEWNS).unwrap();
+            let none = None::<&str>;
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+            mount(Some(&one), "/proc/sys/fs/suid_dumpable", none, MsFlags::MS_BIND, none).unwrap();
+
+            let error = stage.fails();
+
+            assert_eq!(error, LaunchFailed::refused(Step::Prepare, DUMPABLE.to_owned()));
+            Stage::own().run("true").unwrap();
         });
     }
 

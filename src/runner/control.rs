@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use prost::Message;
 
+use crate::control::REASON_MAX;
 use crate::proto::control_request::Request;
-use crate::proto::{ControlReply, ControlRequest, KillTask, UpdateLimits};
+use crate::proto::{ControlReply, ControlRequest, KillTask, SignalTask, UpdateLimits};
 use crate::sys::socket::{self, Datagram, Peer};
 
 /// The receiving end of a task's control socket.
@@ -20,13 +21,15 @@ pub(super) struct Control {
 /// What somebody asked.
 pub(super) enum Asked {
     /// The end of the task; answered once it is on disk.
-    Kill { wait: Duration, lost: bool, by: Peer, reply: Reply },
+    Kill { wait: Duration, lost: bool, reason: Option<String>, by: Peer, reply: Reply },
     /// That the task stands still; answered once it does and that is on disk.
     Pause { by: Peer, reply: Reply },
     /// That the task goes on; answered once it does and that is on disk.
     Resume { by: Peer, reply: Reply },
     /// Other limits; answered once they are in force and on disk.
     Update { asked: Box<UpdateLimits>, by: Peer, reply: Reply },
+    /// A signal to processes of the task; answered once it was sent.
+    Signal { asked: SignalTask, reply: Reply },
     /// To be nudged through this descriptor.
     Follow(Follower),
 }
@@ -62,11 +65,16 @@ pub(super) fn understand(datagram: Datagram) -> Option<Asked> {
     }
     let reply = Reply(UnixStream::from(fd));
     match request {
-        Some(Request::Kill(KillTask { wait_nanos, lost })) => {
-            Some(Asked::Kill { wait: Duration::from_nanos(wait_nanos), lost, by, reply })
+        Some(Request::Kill(KillTask { wait_nanos, lost, reason })) => {
+            if let Some(bytes) = reason.as_ref().map(String::len).filter(|&len| len > REASON_MAX) {
+                reply.send(&format!("the reason has {bytes} bytes; at most {REASON_MAX} are kept"));
+                return None;
+            }
+            Some(Asked::Kill { wait: Duration::from_nanos(wait_nanos), lost, reason, by, reply })
         }
         Some(Request::Pause(_)) => Some(Asked::Pause { by, reply }),
         Some(Request::Update(asked)) => Some(Asked::Update { asked: Box::new(asked), by, reply }),
+        Some(Request::Signal(asked)) => Some(Asked::Signal { asked, reply }),
         Some(Request::Resume(_)) => Some(Asked::Resume { by, reply }),
         Some(Request::Follow(_)) | None => {
             reply.send("the runner does not know this request");

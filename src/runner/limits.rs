@@ -158,7 +158,7 @@ impl Runner {
         }
     }
 
-    fn index_of(&self, name: &str) -> Result<u32, String> {
+    pub(super) fn index_of(&self, name: &str) -> Result<u32, String> {
         let processes = &self.state.spec().processes;
         let found = processes.iter().position(|process| process.name.as_str() == name);
         found.map(|index| index as u32).ok_or_else(|| format!("it has no process {name:?}"))

@@ -19,6 +19,7 @@ mod control;
 mod limits;
 mod pause;
 mod perform;
+mod signal;
 mod sources;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -416,17 +417,19 @@ impl Runner {
             | Asked::Pause { reply, .. }
             | Asked::Resume { reply, .. }
             | Asked::Update { reply, .. }
+            | Asked::Signal { reply, .. }
                 if self.is_over() =>
             {
                 reply.send("the task is over");
             }
-            Asked::Kill { wait, lost, by, reply } => {
-                self.request_kill(wait, lost, by)?;
+            Asked::Kill { wait, lost, reason, by, reply } => {
+                self.request_kill(wait, lost, reason, by)?;
                 self.replies.push(reply);
             }
             Asked::Pause { by, reply } => self.pause(by, reply)?,
             Asked::Resume { by, reply } => self.resume(by, reply)?,
             Asked::Update { asked, by, reply } => self.update(&asked, by, reply)?,
+            Asked::Signal { asked, reply } => self.signal(&asked, reply)?,
             Asked::Follow(mut follower) => {
                 // What happened before it came is news to it.
                 if follower.nudge() {
@@ -441,7 +444,8 @@ impl Runner {
     fn take_signals(&mut self) -> Result<(), RunnerError> {
         while let Some(signal) = self.sources.signal().map_err(doing("read a signal"))? {
             let lost = signal == Signal::SIGUSR2;
-            self.request_kill(SIGNAL_WAIT, lost, Peer { uid: self.launch_uid(), pid: 0 })?;
+            let by = Peer { uid: self.launch_uid(), pid: 0 };
+            self.request_kill(SIGNAL_WAIT, lost, None, by)?;
         }
         Ok(())
     }
@@ -454,14 +458,20 @@ impl Runner {
         self.launch.identity.as_ref().map_or(0, |identity| identity.uid)
     }
 
-    fn request_kill(&mut self, wait: Duration, lost: bool, by: Peer) -> Result<(), RunnerError> {
+    fn request_kill(
+        &mut self,
+        wait: Duration,
+        lost: bool,
+        reason: Option<String>,
+        by: Peer,
+    ) -> Result<(), RunnerError> {
         if self.is_over() {
             return Ok(());
         }
         let at = clock::now();
         let wait = if lost { 0 } else { u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX) };
         let deadline = at.boot.saturating_add(wait);
-        let event = Event::KillRequested { deadline, lost, by_uid: by.uid, by_pid: by.pid };
+        let event = Event::KillRequested { deadline, lost, by_uid: by.uid, by_pid: by.pid, reason };
         let was_paused = self.state.pause().is_some();
         self.record(event, at)?;
         self.sync_due = true;

@@ -42,6 +42,8 @@ pub enum Event {
         by_uid: u32,
         /// Process id of who asked, for display.
         by_pid: i32,
+        /// Why, for people.
+        reason: Option<String>,
     },
     /// The task stands still from here on.
     Paused {

@@ -57,6 +57,7 @@ impl Event {
                 lost: kill.lost,
                 by_uid: kill.by_uid,
                 by_pid: kill.by_pid,
+                reason: kill.reason,
             },
             Kind::Paused(paused) => Self::Paused { by_uid: paused.by_uid, by_pid: paused.by_pid },
             Kind::Resumed(resumed) => {
@@ -101,12 +102,13 @@ impl Event {
                 run: *run,
                 state: Some(step_to(step)),
             }),
-            &Self::KillRequested { deadline, lost, by_uid, by_pid } => {
-                Kind::Kill(proto::KillRequest {
+            &Self::KillRequested { deadline, lost, by_uid, by_pid, ref reason } => {
+                Kind::Kill(proto::KillOrder {
                     deadline_boot_nanos: deadline,
                     lost,
                     by_uid,
                     by_pid,
+                    reason: reason.clone(),
                 })
             }
             &Self::Paused { by_uid, by_pid } => Kind::Paused(proto::Paused { by_uid, by_pid }),

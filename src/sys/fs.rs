@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use std::ffi::CStr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -152,6 +152,36 @@ pub fn close_others_on_exec() -> Result<(), Errno> {
         libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, CLOSE_RANGE_CLOEXEC)
     })
     .map(drop)
+}
+
+/// Closes every descriptor but the standard three and `kept`: for a child before exec, whose parent owns what it closes.
+///
+/// # Errors
+///
+/// Those of `close_range(2)`.
+pub fn close_others_but(kept: RawFd) -> Result<(), Errno> {
+    let close = |first: RawFd, last: libc::c_uint| {
+        // SAFETY: close_range(2) takes integers. It acts on the descriptors of this process, a child before exec, in which
+        // nothing owns one: their owners are the parent's, with descriptors of its own.
+        check(unsafe { libc::syscall(libc::SYS_close_range, first as libc::c_uint, last, 0) })
+            .map(drop)
+    };
+    if kept > FIRST_OTHER {
+        close(FIRST_OTHER, (kept - 1) as libc::c_uint)?;
+    }
+    close(FIRST_OTHER.max(kept + 1), libc::c_uint::MAX)
+}
+
+/// Makes the directory at `path` the working directory. Links are followed as the kernel does for whoever this is, but for
+/// those of `/proc` that lead to an open file.
+///
+/// # Errors
+///
+/// Those of `openat2(2)` and `fchdir(2)`: `ELOOP` for such a link.
+pub fn enter(path: &CStr) -> Result<(), Errno> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
+    let how = how(flags, Mode::empty()).resolve(ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    nix::unistd::fchdir(openat2(nix::fcntl::AT_FDCWD, path, how)?)
 }
 
 /// Whether `path` is the directory `dir`.

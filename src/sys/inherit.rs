@@ -53,6 +53,25 @@ pub fn ordinary_scheduling() -> Result<(), Errno> {
     Ok(())
 }
 
+/// Keeps others than root from the memory of this process, and a core dump from being made of it: prctl(2),
+/// `PR_SET_DUMPABLE`. `execve(2)` ends that.
+///
+/// A change of uid has done the first already, but under `fs.suid_dumpable` = 2 a signal would still dump core; and until
+/// Linux 5.16 that killed whoever shares the memory.
+///
+/// # Errors
+///
+/// Those of `prctl(2)`.
+pub fn no_dump() -> Result<(), Errno> {
+    nix::sys::prctl::set_dumpable(false)
+}
+
+/// Whether the kernel leaves the memory of a process open to its user when it changes its uid: `fs.suid_dumpable` = 1,
+/// proc_sys_fs(5).
+pub fn is_dumpable_after_setuid() -> bool {
+    std::fs::read_to_string("/proc/sys/fs/suid_dumpable").is_ok_and(|text| text.trim_end() == "1")
+}
+
 /// Raises a negative `oom_score_adj` to 0: with -1000 a run could not be killed for want of memory.
 ///
 /// # Errors

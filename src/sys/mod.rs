@@ -15,6 +15,7 @@
 //! - [`process`]: this process, and its children
 //! - [`signal`]: dispositions and mask
 //! - [`socket`]: descriptors and credentials over unix sockets
+//! - [`terminal`]: both sides of a terminal
 //! - [`xattr`]: extended attributes
 #![allow(clippy::disallowed_methods, reason = "system calls")]
 
@@ -30,11 +31,13 @@ pub mod fds;
 pub mod fs;
 pub mod ids;
 pub mod inherit;
+pub mod limit;
 pub mod lock;
 pub mod pidfd;
 pub mod process;
 pub mod signal;
 pub mod socket;
+pub mod terminal;
 pub mod xattr;
 
 use nix::errno::Errno;

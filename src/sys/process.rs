@@ -12,6 +12,12 @@ use nix::unistd::{Pid, getpid};
 
 use super::pidfd::ProcessId;
 
+/// Release of the running kernel, such as `6.12.6` (proc_sys_kernel(5)); empty if it is not told.
+pub fn kernel_release() -> String {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    release.trim_end().to_owned()
+}
+
 /// Orphans of this process' descendants become its children from now on (prctl(2), PR_SET_CHILD_SUBREAPER).
 ///
 /// # Errors

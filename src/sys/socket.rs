@@ -5,13 +5,16 @@ use std::io::{self, IoSlice, IoSliceMut, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::cmsg_space;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr,
-    UnixCredentials, bind, getsockopt, recv, recvmsg, sendmsg, setsockopt, socket, socketpair,
-    sockopt,
+    UnixCredentials, bind, getsockname, getsockopt, recv, recvmsg, sendmsg, setsockopt, socket,
+    socketpair, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
@@ -143,6 +146,63 @@ pub fn receive_some(
 pub fn maker(socket: &UnixStream) -> io::Result<Peer> {
     let maker = getsockopt(socket, sockopt::PeerCredentials)?;
     Ok(Peer { uid: maker.uid(), pid: maker.pid() })
+}
+
+/// The supplementary groups of who connected, as they were then (unix(7), `SO_PEERGROUPS`, Linux 4.13).
+///
+/// # Errors
+///
+/// That of getsockopt(2).
+pub fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<libc::gid_t>> {
+    let mut groups: Vec<libc::gid_t> = vec![0; 64];
+    loop {
+        let size = std::mem::size_of_val(groups.as_slice());
+        let mut length = libc::socklen_t::try_from(size).unwrap_or(libc::socklen_t::MAX);
+        // SAFETY: `groups` is valid for writes of `length` bytes, and the kernel writes no more than that; both outlive the call.
+        let result = unsafe {
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PEERGROUPS,
+                groups.as_mut_ptr().cast(),
+                &raw mut length,
+            )
+        };
+        let count = length as usize / size_of::<libc::gid_t>();
+        match Errno::result(result) {
+            Ok(_) => {
+                groups.truncate(count);
+                return Ok(groups);
+            }
+            // The length that would have done is told.
+            Err(Errno::ERANGE) if count > groups.len() => groups.resize(count, 0),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// Takes over the listening stream socket that a service manager handed over as descriptor `raw` (sd_listen_fds(3)).
+///
+/// # Errors
+///
+/// `InvalidInput` if `raw` is no listening stream socket of the unix family, or was taken before; that of fcntl(2).
+pub fn handed(raw: RawFd) -> io::Result<OwnedFd> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    let wrong = |what| io::Error::new(io::ErrorKind::InvalidInput, what);
+    if TAKEN.swap(true, Ordering::Relaxed) {
+        return Err(wrong("the socket was taken before"));
+    }
+    // SAFETY: the service manager put `raw` into this process for us to own, nothing else in it knows the number, and it is
+    // taken once only. Should it not be open, the calls below say so, and closing it is then without effect.
+    let fd = unsafe { OwnedFd::from_raw_fd(raw) };
+    if getsockopt(&fd, sockopt::SockType)? != SockType::Stream
+        || !getsockopt(&fd, sockopt::AcceptConn)?
+        || getsockname::<UnixAddr>(raw).is_err()
+    {
+        return Err(wrong("it is no listening unix stream socket"));
+    }
+    fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    Ok(fd)
 }
 
 fn receive_into(

@@ -19,10 +19,12 @@ mod node;
 mod number;
 pub mod resources;
 mod schema;
+pub mod signal;
 pub mod source;
 pub mod spec;
 pub mod template;
 pub mod validate;
+pub mod written;
 
 use std::fmt;
 

@@ -8,9 +8,12 @@
 
 /// No kill -9, full disk or failed call loses anything.
 mod crash;
+#[cfg(feature = "net")]
+mod daemon;
 mod docs;
 mod ending;
 mod examples;
+mod exec;
 mod files;
 mod identity;
 mod logs;
@@ -18,6 +21,7 @@ mod order;
 mod outcomes;
 mod pause;
 mod recover;
+mod signal;
 mod support;
 mod terminal;
 mod update;

@@ -84,7 +84,7 @@ fn nothing_happens_to_a_task_that_is_over() {
     for event in [
         run(RunStep::Opened),
         run(RunStep::Ended(Box::new(lost))),
-        Event::KillRequested { deadline: 0, lost: true, by_uid: 0, by_pid: 1 },
+        Event::KillRequested { deadline: 0, lost: true, by_uid: 0, by_pid: 1, reason: None },
         Event::Terminated { process: 0, run: 0 },
         Event::Doomed { process: 0, run: 0, stage: KillStage::Teardown },
         Event::Entered(Phase::Failed),
@@ -269,7 +269,8 @@ fn at_the_deadline_no_finalizer_is_started() {
 fn without_time_sigterm_and_kill_come_in_one_breath() {
     let mut sim = Sim::new(task([process("main").runs([sleeps()])]));
     sim.run_for(5);
-    let kill = Event::KillRequested { deadline: sim.now, lost: false, by_uid: 0, by_pid: 1 };
+    let kill =
+        Event::KillRequested { deadline: sim.now, lost: false, by_uid: 0, by_pid: 1, reason: None };
     sim.append(kill, sim.stamp());
     sim.append(Event::Entered(Phase::Cleaning), sim.stamp());
 

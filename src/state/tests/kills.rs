@@ -137,7 +137,8 @@ fn a_kill_while_finalizing_makes_a_success_killed() {
 #[test]
 fn a_kill_of_a_task_that_is_over_is_an_error() {
     let mut sim = Sim::completed(task([process("main")]));
-    let kill = Event::KillRequested { deadline: 0, lost: false, by_uid: 0, by_pid: 1 };
+    let kill =
+        Event::KillRequested { deadline: 0, lost: false, by_uid: 0, by_pid: 1, reason: None };
 
     let error = sim.state.apply(&kill, Stamp::default()).unwrap_err();
 
@@ -177,7 +178,8 @@ fn of_two_kills_at_once_the_shorter_holds() {
         let mut sim = stubborn();
 
         for deadline in deadlines.map(|s| sim.now + s * 1000 * MS) {
-            let kill = Event::KillRequested { deadline, lost: false, by_uid: 0, by_pid: 1 };
+            let kill =
+                Event::KillRequested { deadline, lost: false, by_uid: 0, by_pid: 1, reason: None };
             sim.append(kill, sim.stamp());
         }
         sim.run_to_end();
@@ -191,7 +193,8 @@ fn of_two_kills_at_once_the_shorter_holds() {
 fn a_task_that_is_to_be_killed_opens_no_run() {
     let mut sim = Sim::new(task([process("a"), process("b")]).max_concurrency(1));
     sim.run_for(5);
-    let kill = Event::KillRequested { deadline: 0, lost: false, by_uid: 0, by_pid: 1 };
+    let kill =
+        Event::KillRequested { deadline: 0, lost: false, by_uid: 0, by_pid: 1, reason: None };
     sim.append(kill, sim.stamp());
     let open = Event::Run { process: 1, run: 0, step: RunStep::Opened };
 
@@ -225,7 +228,10 @@ fn a_lost_task_is_over_at_once() {
     let mut sim = stubborn();
 
     let deadline = sim.now + 60_000 * MS;
-    sim.append(Event::KillRequested { deadline, lost: true, by_uid: 0, by_pid: 1 }, sim.stamp());
+    sim.append(
+        Event::KillRequested { deadline, lost: true, by_uid: 0, by_pid: 1, reason: None },
+        sim.stamp(),
+    );
     sim.run_to_end();
 
     assert_eq!((sim.phase(), sim.over_at()), (Phase::Lost, 100));

@@ -180,7 +180,7 @@ fn events() -> impl Strategy<Value = Event> {
         9 => (id.clone(), steps)
             .prop_map(|((process, run), step)| Event::Run { process, run, step }),
         1 => (any::<u64>(), any::<bool>())
-            .prop_map(|(deadline, lost)| Event::KillRequested { deadline, lost, by_uid: 0, by_pid: 0 }),
+            .prop_map(|(deadline, lost)| Event::KillRequested { deadline, lost, by_uid: 0, by_pid: 0, reason: None }),
         1 => prop::option::of(0..10u32).prop_map(|process| Event::Limited {
             process,
             resources: Box::default(),

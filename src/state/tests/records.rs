@@ -40,7 +40,13 @@ fn every_event_comes_back_from_its_record() {
             cgroup: Some("/cg".into()),
             dropped_bytes: 5,
         }),
-        Event::KillRequested { deadline: 9, lost: true, by_uid: 8, by_pid: 7 },
+        Event::KillRequested {
+            deadline: 9,
+            lost: true,
+            by_uid: 8,
+            by_pid: 7,
+            reason: Some("full".to_owned()),
+        },
         Event::Paused { by_uid: 8, by_pid: 7 },
         Event::Resumed { by_uid: 8, by_pid: 7 },
         Event::Limited {

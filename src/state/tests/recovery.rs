@@ -226,7 +226,7 @@ fn a_kill_survives_a_power_cut() {
     let mut sim = Sim::new(task([process("main").runs([sleeps()]), process("f").finalizer()]));
     sim.run_for(50);
     let deadline = sim.now + 60_000 * MS;
-    let kill = Event::KillRequested { deadline, lost: false, by_uid: 0, by_pid: 1 };
+    let kill = Event::KillRequested { deadline, lost: false, by_uid: 0, by_pid: 1, reason: None };
     sim.append(kill, sim.stamp());
 
     sim.reboot(0, 7);

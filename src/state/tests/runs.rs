@@ -285,10 +285,10 @@ fn a_run_that_dies_by_our_signal_says_who_and_why() {
 fn a_second_kill_does_not_disown_the_first_sigterm() {
     let mut state = after(&[opened(), forked(), running()]);
     for event in [
-        Event::KillRequested { deadline: 90, lost: false, by_uid: 0, by_pid: 1 },
+        Event::KillRequested { deadline: 90, lost: false, by_uid: 0, by_pid: 1, reason: None },
         Event::Entered(crate::state::Phase::Cleaning),
         Event::Terminated { process: 0, run: 0 },
-        Event::KillRequested { deadline: 80, lost: false, by_uid: 0, by_pid: 1 },
+        Event::KillRequested { deadline: 80, lost: false, by_uid: 0, by_pid: 1, reason: None },
     ] {
         state.apply(&event, Stamp { boot: 10, wall: 0 }).unwrap();
     }

@@ -180,7 +180,7 @@ impl Sim {
             return;
         }
         let deadline = self.now + if lost { 0 } else { wait_ms * MS };
-        self.ask(Event::KillRequested { deadline, lost, by_uid: 1000, by_pid: 7 });
+        self.ask(Event::KillRequested { deadline, lost, by_uid: 1000, by_pid: 7, reason: None });
     }
 
     /// As `dewar pause` does; that a task is paused already is as good.

@@ -424,11 +424,12 @@ fn a_new_boot_ends_the_deadline_of_a_kill() {
     let file = json!({"name": "t", "processes": [
         {"name": "a", "cmdline": "true"}, {"name": "f", "cmdline": "true", "final": true}]});
     let task = bench.accept("t", &file);
-    let request = Kind::Kill(proto::KillRequest {
+    let request = Kind::Kill(proto::KillOrder {
         deadline_boot_nanos: u64::MAX,
         lost: false,
         by_uid: 0,
         by_pid: 1,
+        reason: None,
     });
     let kinds = [
         leader("00000000-0000-4000-8000-000000000000"),

@@ -12,7 +12,7 @@ use crate::task::{Logger, ProcessSpec, Resources, TaskSpec};
 
 /// A task, in the order and with the names of a task file.
 #[derive(Debug, Serialize)]
-pub(super) struct TaskFile<'a> {
+pub struct TaskFile<'a> {
     name: &'a str,
     processes: Vec<Process<'a>>,
     constraints: Vec<Order<'a>>,
@@ -178,7 +178,7 @@ impl Serialize for Seconds {
 
 impl<'a> TaskFile<'a> {
     /// The file of a task; its order constraints as they were written.
-    pub(super) fn new(spec: &'a TaskSpec, constraints: &'a [Constraint]) -> Self {
+    pub fn new(spec: &'a TaskSpec, constraints: &'a [Constraint]) -> Self {
         Self {
             name: &spec.name,
             processes: spec.processes.iter().map(process).collect(),
@@ -207,7 +207,7 @@ fn process(spec: &ProcessSpec) -> Process<'_> {
 }
 
 /// Limits as `dewar update` takes them: `FIELD=VALUE`, one for each field.
-pub(super) fn assignments(of: &Resources) -> Vec<String> {
+pub fn assignments(of: &Resources) -> Vec<String> {
     let Ok(serde_json::Value::Object(fields)) = serde_json::to_value(limits(of)) else {
         return Vec::new();
     };

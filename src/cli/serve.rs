@@ -1,0 +1,43 @@
+//! `dewar serve`: the daemon.
+
+use std::io::{self, IsTerminal};
+
+use tracing_subscriber::EnvFilter;
+
+use super::args::{LogFormat, Serve};
+use super::failure::{Failure, status};
+use super::place;
+use crate::daemon::{self, Admins};
+
+/// Serves until it is told to stop.
+///
+/// # Errors
+///
+/// [`Failure`].
+pub(super) fn run(args: &Serve) -> Result<u8, Failure> {
+    log(args)?;
+    let options = daemon::Options {
+        root: place::root(&args.root)?,
+        socket: args.address.clone(),
+        socket_mode: args.socket_mode,
+        admins: Admins::group(&args.group),
+        cgroup_base: args.cgroup_base.clone(),
+    };
+    daemon::serve(options).map_err(|error| Failure::unavailable(&error))?;
+    Ok(status::SUCCESS)
+}
+
+fn log(args: &Serve) -> Result<(), Failure> {
+    let filter = EnvFilter::try_new(&args.log)
+        .map_err(|error| Failure::Usage(format!("--log {:?}: {error}", args.log)))?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    match args.log_format {
+        LogFormat::Json => log.json().init(),
+        // The journal has its own times.
+        LogFormat::Text if std::env::var_os("JOURNAL_STREAM").is_some() => {
+            log.without_time().with_ansi(false).init();
+        }
+        LogFormat::Text => log.with_ansi(io::stderr().is_terminal()).init(),
+    }
+    Ok(())
+}

@@ -1,0 +1,19 @@
+//! `dewar signal`.
+
+use super::args::Signal;
+use super::failure::Failure;
+use super::{each, runner};
+use crate::control::Request;
+use crate::proto::SignalTask;
+
+/// Sends a signal to processes of every active task that matches, and prints the id of each of these tasks.
+///
+/// # Errors
+///
+/// [`Failure`]; one task that cannot be asked keeps no other from being asked.
+pub(super) fn run(args: &Signal) -> Result<u8, Failure> {
+    let Signal { signal, process, all, .. } = args;
+    let request =
+        Request::Signal(SignalTask { process: process.clone(), signal: *signal, all: *all });
+    each::active(&args.patterns, &args.root, |root, id| runner::order(root, id, &request).map(drop))
+}

@@ -1,0 +1,260 @@
+//! `RunnerService`: each call is checked here, and done where blocking is allowed, whether or not its caller still waits.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tonic::{Request, Response, Status};
+
+use super::peer::Peer;
+use super::registry::is_terminal;
+use super::{Node, launch, status, watch};
+use crate::cgroup;
+use crate::control::{self, ControlError, Request as Order};
+use crate::observe;
+use crate::proto::runner_service_server::RunnerService;
+use crate::proto::{
+    KillRequest, KillResponse, LaunchRequest, LaunchResponse, LoseRequest, LoseResponse,
+    PauseRequest, PauseResponse, PauseTask, RemoveRequest, RemoveResponse, ResumeRequest,
+    ResumeResponse, ResumeTask, TaskState, UpdateLimits, UpdateRequest, UpdateResponse,
+    WaitRequest, WaitResponse,
+};
+use crate::reach::{Reach, ReachError};
+use crate::task::{TaskId, TaskSpec};
+
+/// The service.
+pub(super) struct Control {
+    pub(super) node: Arc<Node>,
+}
+
+/// Does `work` where it may block. A caller that leaves does not stop it.
+pub(super) async fn block<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Status> + Send + 'static,
+) -> Result<T, Status> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => Err(status::internal(error.to_string())),
+    }
+}
+
+impl Node {
+    /// The id of a task that the peer may know of, and its state.
+    pub(super) fn known(&self, peer: &Peer, id: &str) -> Result<(TaskId, TaskState), Status> {
+        let task = status::task_id(id)?;
+        let entry = self.registry.get(peer, &task).ok_or_else(|| status::no_task(id))?;
+        Ok((task, entry.summary.state()))
+    }
+
+    /// Asks the runner of a task to do something, and tells which limits the kernel rounded.
+    fn order(&self, id: &TaskId, order: &Order) -> Result<Vec<String>, ReachError> {
+        let find = || cgroup::find(&cgroup::Options { explicit: self.cgroup_base.clone() });
+        Reach { root: &self.root, base: &find }.order(id, order)
+    }
+
+    /// The same of a live task.
+    fn order_live(
+        &self,
+        id: &TaskId,
+        state: TaskState,
+        order: &Order,
+    ) -> Result<Vec<String>, Status> {
+        if is_terminal(state) {
+            return Err(is_over(id, state));
+        }
+        self.order(id, order).map_err(|error| status::of_reach(&error))
+    }
+
+    /// Asks for the end of a task; of one that is over it changes nothing.
+    fn end(
+        &self,
+        id: &TaskId,
+        state: TaskState,
+        grace: Duration,
+        lost: bool,
+    ) -> Result<(), Status> {
+        if is_terminal(state) {
+            return Ok(());
+        }
+        match self.order(id, &control::to_kill(grace, lost)) {
+            Ok(_) => Ok(()),
+            // It ended in the meantime.
+            Err(error) => {
+                match observe::look(&self.root, id, crate::checkpoint::paths::Place::Finished) {
+                    Ok(sight) if is_terminal(sight.view.state()) => Ok(()),
+                    _ => Err(status::of_reach(&error)),
+                }
+            }
+        }
+    }
+
+    fn finalization_wait(&self, id: &TaskId) -> Result<Duration, Status> {
+        let launch =
+            crate::launch::header(&self.root, id).map_err(|error| status::of_launch(&error))?;
+        let spec = TaskSpec::from_proto(&launch.task.unwrap_or_default())
+            .map_err(|_| status::internal("the accepted task is not valid"))?;
+        Ok(spec.finalization_wait)
+    }
+}
+
+fn is_over(id: &TaskId, state: TaskState) -> Status {
+    let text = format!("task {id} is over: {}", state.as_str_name());
+    status::precondition("TASK_OVER", id.as_str(), text)
+}
+
+/// A time that is not negative.
+pub(super) fn duration(field: &str, of: pbjson_types::Duration) -> Result<Duration, Status> {
+    Duration::try_from(of).map_err(|_| {
+        status::bad_field(field, format!("{} s {} ns", of.seconds, of.nanos), "a time from 0 on")
+    })
+}
+
+#[tonic::async_trait]
+impl RunnerService for Control {
+    async fn launch(
+        &self,
+        request: Request<LaunchRequest>,
+    ) -> Result<Response<LaunchResponse>, Status> {
+        let peer = Peer::of(&request)?;
+        let node = self.node.clone();
+        let request = request.into_inner();
+        let answer = block(move || {
+            let (id, is_new) = launch::launch(&node, &peer, request)?;
+            tracing::info!(task = %id, uid = peer.uid, is_new, "launched");
+            let task = watch::view(&node.root, &id)?;
+            Ok(LaunchResponse { task: Some(task), is_new })
+        });
+        answer.await.map(Response::new)
+    }
+
+    type ExecStream = super::observe::Answers<crate::proto::ExecResponse>;
+
+    async fn exec(
+        &self,
+        _: Request<tonic::Streaming<crate::proto::ExecRequest>>,
+    ) -> Result<Response<Self::ExecStream>, Status> {
+        Err(Status::unimplemented("Exec"))
+    }
+
+    async fn signal(
+        &self,
+        _: Request<crate::proto::SignalRequest>,
+    ) -> Result<Response<crate::proto::SignalResponse>, Status> {
+        Err(Status::unimplemented("Signal"))
+    }
+
+    async fn kill(&self, request: Request<KillRequest>) -> Result<Response<KillResponse>, Status> {
+        let peer = Peer::of(&request)?;
+        let node = self.node.clone();
+        let request = request.into_inner();
+        let (id, state) = node.known(&peer, &request.task_id)?;
+        let grace = request.grace.map(|grace| duration("grace", grace)).transpose()?;
+        let answer = block(move || {
+            let grace = grace.map_or_else(|| node.finalization_wait(&id), Ok)?;
+            node.end(&id, state, grace, false)?;
+            tracing::info!(task = %id, uid = peer.uid, "killed");
+            Ok(KillResponse { state: watch::view(&node.root, &id)?.state })
+        });
+        answer.await.map(Response::new)
+    }
+
+    async fn lose(&self, request: Request<LoseRequest>) -> Result<Response<LoseResponse>, Status> {
+        let peer = Peer::of(&request)?;
+        let node = self.node.clone();
+        let (id, state) = node.known(&peer, &request.get_ref().task_id)?;
+        let answer = block(move || {
+            node.end(&id, state, Duration::ZERO, true)?;
+            tracing::info!(task = %id, uid = peer.uid, "lost");
+            Ok(LoseResponse { state: watch::view(&node.root, &id)?.state })
+        });
+        answer.await.map(Response::new)
+    }
+
+    async fn pause(
+        &self,
+        request: Request<PauseRequest>,
+    ) -> Result<Response<PauseResponse>, Status> {
+        let peer = Peer::of(&request)?;
+        let node = self.node.clone();
+        let (id, state) = node.known(&peer, &request.get_ref().task_id)?;
+        let answer = block(move || {
+            if is_terminal(state) {
+                return Err(is_over(&id, state));
+            }
+            match node.order(&id, &Order::Pause(PauseTask {})) {
+                Ok(_) => Ok(PauseResponse { unfinished: None }),
+                Err(ReachError::Control(ControlError::Unfinished { what, .. })) => {
+                    Ok(PauseResponse { unfinished: Some(what) })
+                }
+                Err(error) => Err(status::of_reach(&error)),
+            }
+        });
+        answer.await.map(Response::new)
+    }
+
+    async fn resume(
+        &self,
+        request: Request<ResumeRequest>,
+    ) -> Result<Response<ResumeResponse>, Status> {
+        let peer = Peer::of(&request)?;
+        let node = self.node.clone();
+        let (id, state) = node.known(&peer, &request.get_ref().task_id)?;
+        let answer = block(move || {
+            node.order_live(&id, state, &Order::Resume(ResumeTask {}))?;
+            Ok(ResumeResponse {})
+        });
+        answer.await.map(Response::new)
+    }
+
+    async fn update(
+        &self,
+        request: Request<UpdateRequest>,
+    ) -> Result<Response<UpdateResponse>, Status> {
+        let peer = Peer::of(&request)?;
+        let node = self.node.clone();
+        let UpdateRequest { task_id, process, change, force } = request.into_inner();
+        let (id, state) = node.known(&peer, &task_id)?;
+        let change = change.ok_or_else(|| status::bad_field("change", "nothing", "limits"))?;
+        let answer = block(move || {
+            let update = UpdateLimits { process, change: Some(change), force };
+            let rounded = node.order_live(&id, state, &Order::Update(update))?;
+            Ok(UpdateResponse { rounded })
+        });
+        answer.await.map(Response::new)
+    }
+
+    async fn wait(&self, request: Request<WaitRequest>) -> Result<Response<WaitResponse>, Status> {
+        let peer = Peer::of(&request)?;
+        let request = request.into_inner();
+        let (id, _) = self.node.known(&peer, &request.task_id)?;
+        let timeout = request.timeout.map(|timeout| duration("timeout", timeout)).transpose()?;
+        let is_reached = watch::until(&self.node, &peer, &id, &request.states, timeout).await?;
+        let node = self.node.clone();
+        let task = block(move || watch::view(&node.root, &id)).await?;
+        Ok(Response::new(WaitResponse { task: Some(task), is_reached }))
+    }
+
+    async fn remove(
+        &self,
+        request: Request<RemoveRequest>,
+    ) -> Result<Response<RemoveResponse>, Status> {
+        let peer = Peer::of(&request)?;
+        let node = self.node.clone();
+        let RemoveRequest { task_id, sandbox } = request.into_inner();
+        let id = status::task_id(&task_id)?;
+        let Some(entry) = node.registry.get(&peer, &id) else {
+            return Ok(Response::new(RemoveResponse {}));
+        };
+        let state = entry.summary.state();
+        if !is_terminal(state) {
+            let text = format!("task {id} is not over: {}", state.as_str_name());
+            return Err(status::precondition("TASK_LIVE", id.as_str(), text));
+        }
+        let answer = block(move || {
+            crate::remove::remove(&node.root, &id, sandbox)
+                .map_err(|error| status::unavailable(&error))?;
+            node.registry.removed(&id);
+            tracing::info!(task = %id, uid = peer.uid, sandbox, "removed");
+            Ok(RemoveResponse {})
+        });
+        answer.await.map(Response::new)
+    }
+}

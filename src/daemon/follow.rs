@@ -1,0 +1,504 @@
+//! Follows all tasks of the root: one thread, asleep in one epoll set until a runner nudges, a runner dies, or a directory of
+//! tasks changes (inotify(7)). It never polls.
+//!
+//! A runner that dies before its task is over is replaced, at once the first time, and with growing pauses if that does not help. A task
+//! that appeared is somebody's who starts a runner for it right now: it gets time to listen, before one is started from here.
+
+use std::collections::{BinaryHeap, HashMap};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
+
+use super::registry::{Entry, News, Registry};
+use crate::causes::chain;
+use crate::cgroup;
+use crate::checkpoint::ReadError;
+use crate::checkpoint::paths::Place;
+use crate::control::{self, ControlError};
+use crate::launch::Console;
+use crate::observe::{self, ObserveError, Observed};
+use crate::reach::{Followed, Reach};
+use crate::sys::pidfd;
+use crate::task::TaskId;
+use crate::view::{Replay, corrupt_view, event_view};
+
+/// Pauses before the next try to follow a task that appeared, in milliseconds; then a runner is started.
+const APPEARED: [u64; 6] = [2, 8, 30, 120, 500, 2000];
+/// Pauses before another runner is started for a task whose runner died, in milliseconds; the last one again and again.
+const RESTART: [u64; 6] = [0, 100, 1000, 5000, 20_000, 60_000];
+/// A runner that lived so long has nothing to do with the one before.
+const STABLE: Duration = Duration::from_secs(60);
+
+const WAKE: u64 = 0;
+const DIRS: u64 = 1;
+/// First token of a task.
+const FIRST: u64 = 2;
+
+/// The thread; dropped, it ends.
+pub(crate) struct Follower {
+    door: Arc<Door>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Follower {
+    /// How the thread is told.
+    pub(super) fn door(&self) -> Arc<Door> {
+        self.door.clone()
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.door.say(Command::Stop);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What the thread is told.
+enum Command {
+    Stop,
+    /// A task was launched from here, and this is its runner, if one could be started. At the end of the channel it is known.
+    Adopt(TaskId, Option<Followed>, mpsc::Sender<()>),
+}
+
+/// How it is told.
+pub(crate) struct Door {
+    commands: Mutex<Vec<Command>>,
+    wake: EventFd,
+}
+
+impl Door {
+    /// Follows a task that was launched from here, by the runner that was started for it; blocks until it is known.
+    pub(super) fn adopt(&self, id: TaskId, runner: Option<Followed>) {
+        let (known, wait) = mpsc::channel();
+        self.say(Command::Adopt(id, runner, known));
+        let _ = wait.recv();
+    }
+
+    fn say(&self, command: Command) {
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner).push(command);
+        let _ = self.wake.write(1);
+    }
+}
+
+/// Finds all tasks, and follows them from then on.
+///
+/// # Errors
+///
+/// Those of epoll_create1(2), eventfd(2), inotify_init1(2), inotify_add_watch(2), or of a directory that cannot be read.
+pub(super) fn start(
+    registry: &Arc<Registry>,
+    cgroup_base: Option<PathBuf>,
+) -> io::Result<Follower> {
+    let door = Arc::new(Door {
+        commands: Mutex::default(),
+        wake: EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
+    });
+    let mut tasks = Tasks::new(registry.clone(), cgroup_base, &door)?;
+    tasks.scan(true)?;
+    let inside = door.clone();
+    let thread = std::thread::Builder::new().name("follow".to_owned()).spawn(move || {
+        tasks.run(&inside);
+    })?;
+    Ok(Follower { door, thread: Some(thread) })
+}
+
+/// A task that is not over.
+struct Live {
+    id: TaskId,
+    observed: Observed,
+    entry: Entry,
+    runner: Option<Runner>,
+    /// How often a runner was missed.
+    missed: usize,
+    /// Whether somebody else is about to start its runner.
+    appeared: bool,
+}
+
+/// Its runner, which is followed.
+struct Runner {
+    followed: Followed,
+    since: Instant,
+}
+
+/// A time at which a runner is looked for.
+#[derive(PartialEq, Eq)]
+struct Due {
+    at: Instant,
+    token: u64,
+}
+
+impl Ord for Due {
+    /// The earliest is the greatest, for the heap.
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (other.at, other.token).cmp(&(self.at, self.token))
+    }
+}
+
+impl PartialOrd for Due {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+struct Tasks {
+    registry: Arc<Registry>,
+    cgroup_base: Option<PathBuf>,
+    epoll: Epoll,
+    inotify: Inotify,
+    active: WatchDescriptor,
+    finished: WatchDescriptor,
+    live: HashMap<u64, Live>,
+    tokens: HashMap<TaskId, u64>,
+    due: BinaryHeap<Due>,
+    next_token: u64,
+}
+
+impl Tasks {
+    fn new(registry: Arc<Registry>, cgroup_base: Option<PathBuf>, door: &Door) -> io::Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+        let made = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO;
+        let root = registry.root();
+        let active = inotify.add_watch(&root.tasks(Place::Active), made)?;
+        let gone = made | AddWatchFlags::IN_DELETE;
+        let finished = inotify.add_watch(&root.tasks(Place::Finished), gone)?;
+        epoll.add(&door.wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
+        epoll.add(&inotify, EpollEvent::new(EpollFlags::EPOLLIN, DIRS))?;
+        Ok(Self {
+            registry,
+            cgroup_base,
+            epoll,
+            inotify,
+            active,
+            finished,
+            live: HashMap::new(),
+            tokens: HashMap::new(),
+            due: BinaryHeap::new(),
+            next_token: FIRST,
+        })
+    }
+
+    /// Takes in all tasks that are on disk and not known. `first`: nobody is about to start a runner for any of them.
+    fn scan(&mut self, first: bool) -> io::Result<()> {
+        let tasks = observe::list(self.registry.root()).map_err(io::Error::other)?;
+        for (id, place) in tasks {
+            match place {
+                Place::Active => self.appeared(&id, !first),
+                Place::Finished => self.is_over(&id, !first),
+            }
+        }
+        Ok(())
+    }
+
+    fn run(&mut self, door: &Door) {
+        let mut events = [EpollEvent::empty(); 256];
+        loop {
+            let count = match self.epoll.wait(&mut events, self.timeout()) {
+                Ok(count) => count,
+                Err(Errno::EINTR) => 0,
+                Err(errno) => {
+                    tracing::error!(%errno, "epoll_wait: tasks are not followed any more");
+                    return;
+                }
+            };
+            for event in &events[..count] {
+                match event.data() {
+                    WAKE => {
+                        let _ = door.wake.read();
+                        let commands = std::mem::take(
+                            &mut *door.commands.lock().unwrap_or_else(PoisonError::into_inner),
+                        );
+                        for command in commands {
+                            match command {
+                                Command::Stop => return,
+                                Command::Adopt(id, runner, known) => {
+                                    self.adopt(&id, runner);
+                                    drop(known);
+                                }
+                            }
+                        }
+                    }
+                    DIRS => self.directories(),
+                    token => self.nudged(token),
+                }
+            }
+            self.look_for_runners();
+        }
+    }
+
+    fn timeout(&self) -> EpollTimeout {
+        let Some(due) = self.due.peek() else { return EpollTimeout::NONE };
+        // Rounded up: a wake-up too early would only come again.
+        let left = due.at.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
+        EpollTimeout::try_from(left).unwrap_or(EpollTimeout::MAX)
+    }
+
+    /// Takes in what the directories of tasks say.
+    fn directories(&mut self) {
+        loop {
+            let events = match self.inotify.read_events() {
+                Ok(events) => events,
+                Err(Errno::EAGAIN) => return,
+                Err(errno) => {
+                    tracing::error!(%errno, "inotify: tasks that appear are not seen");
+                    return;
+                }
+            };
+            for event in events {
+                if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
+                    if let Err(error) = self.scan(false) {
+                        tracing::error!(%error, "read the tasks again");
+                    }
+                    continue;
+                }
+                // A file that is being written has a name that is no task id.
+                let name = event.name.and_then(|name| name.into_string().ok());
+                let Some(id) = name.and_then(|name| TaskId::new(name).ok()) else { continue };
+                if event.mask.contains(AddWatchFlags::IN_DELETE) {
+                    self.registry.removed(&id);
+                } else if event.wd == self.active {
+                    self.appeared(&id, true);
+                } else if event.wd == self.finished {
+                    self.is_over(&id, true);
+                }
+            }
+        }
+    }
+
+    /// Takes in a task that is among the active ones. `new`: somebody is about to start its runner.
+    fn appeared(&mut self, id: &TaskId, new: bool) {
+        if self.tokens.contains_key(id) {
+            return;
+        }
+        let Some((observed, entry)) = self.take_in(id, new) else { return };
+        let token = self.next_token;
+        self.next_token += 1;
+        let live = Live { id: id.clone(), observed, entry, runner: None, missed: 0, appeared: new };
+        self.live.insert(token, live);
+        self.tokens.insert(id.clone(), token);
+        self.due.push(Due { at: Instant::now(), token });
+    }
+
+    /// Reads a task that was not known. `new`: what happened to it is news.
+    fn take_in(&self, id: &TaskId, new: bool) -> Option<(Observed, Entry)> {
+        let mut news = vec![News::Accepted];
+        let read = Observed::open(self.registry.root(), id).and_then(|mut observed| {
+            observed.advance_durably(|replay, applied| {
+                let event = event_view(replay.launch(), replay.state(), applied);
+                news.extend(event.filter(|_| new).map(|event| News::Event(Arc::new(event))));
+            })?;
+            Ok(observed)
+        });
+        let observed = match read {
+            Ok(observed) => observed,
+            // It is being launched from here, and will be adopted.
+            Err(ObserveError::Read(ReadError::HeldHere { .. })) => return None,
+            Err(error) => {
+                self.unreadable(id, &chain(&error));
+                return None;
+            }
+        };
+        let Some(replay) = observed.replay() else {
+            self.unreadable(id, "its stream holds no task");
+            return None;
+        };
+        let entry = Entry::of(&replay.view(None), Some(replay.launch()));
+        if new {
+            self.registry.happened(id, &entry, news);
+        } else {
+            self.registry.found(id, entry.clone());
+        }
+        Some((observed, entry))
+    }
+
+    /// Follows a task by the runner that was started for it from here.
+    fn adopt(&mut self, id: &TaskId, followed: Option<Followed>) {
+        self.appeared(id, true);
+        // What cannot be read is told as that; its runner has said why, and leaves.
+        if let (Some(&token), Some(followed)) = (self.tokens.get(id), followed) {
+            self.be_followed(token, followed);
+        }
+    }
+
+    /// From now on the nudges of this runner are those of the task.
+    fn be_followed(&mut self, token: u64, followed: Followed) {
+        let Some(live) = self.live.get_mut(&token) else { return };
+        if let Some(before) = live.runner.take() {
+            let _ = self.epoll.delete(&before.followed.nudges);
+        }
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, token);
+        if let Err(errno) = self.epoll.add(&followed.nudges, event) {
+            tracing::error!(task = %live.id, %errno, "epoll_ctl");
+        }
+        live.runner = Some(Runner { followed, since: Instant::now() });
+    }
+
+    fn unreadable(&self, id: &TaskId, why: &str) {
+        tracing::warn!(task = %id, why, "the task cannot be read; nothing of it is run");
+        let view = corrupt_view(id.as_str(), None, why.to_owned());
+        self.registry.happened(id, &Entry::of(&view, None), [News::Accepted]);
+    }
+
+    /// Takes in a task that is among the finished ones. `new`: what happened to it is news.
+    fn is_over(&mut self, id: &TaskId, new: bool) {
+        if let Some(&token) = self.tokens.get(id) {
+            self.advance(token);
+            return;
+        }
+        if self.registry.knows(id) {
+            return;
+        }
+        self.take_in(id, new);
+    }
+
+    /// A runner has recorded something, or is gone.
+    fn nudged(&mut self, token: u64) {
+        let gone = match self.live.get(&token).and_then(|live| live.runner.as_ref()) {
+            None => return,
+            Some(runner) => ended(&runner.followed.nudges),
+        };
+        let over = self.advance(token);
+        if !gone {
+            return;
+        }
+        let Some(live) = self.live.get_mut(&token) else { return };
+        if let Some(runner) = live.runner.take() {
+            let _ = self.epoll.delete(&runner.followed.nudges);
+            // Ours is a zombie until it is waited for.
+            if let Some(pidfd) = &runner.followed.pidfd {
+                let _ = pidfd::wait(pidfd.as_fd());
+            }
+            if runner.since.elapsed() > STABLE {
+                live.missed = 0;
+            }
+        }
+        if over {
+            self.forget(token);
+        } else {
+            let pause = RESTART[live.missed.min(RESTART.len() - 1)];
+            tracing::warn!(task = %live.id, pause_ms = pause, "the runner is gone; another is started");
+            live.missed += 1;
+            live.appeared = false;
+            self.due.push(Due { at: Instant::now() + Duration::from_millis(pause), token });
+        }
+    }
+
+    /// Takes in what was recorded, and says whether the task is over.
+    fn advance(&mut self, token: u64) -> bool {
+        let Some(live) = self.live.get_mut(&token) else { return true };
+        let mut events = Vec::new();
+        let mut changed = false;
+        let advanced = live.observed.advance_durably(|replay, applied| {
+            if let Some(event) = event_view(replay.launch(), replay.state(), applied) {
+                changed |=
+                    event.task_state.is_some() || event.pause.is_some() || event.kill.is_some();
+                events.push(News::Event(Arc::new(event)));
+            }
+        });
+        if let (true, Some(replay)) = (changed, live.observed.replay()) {
+            live.entry = Entry::of(&replay.view(None), Some(replay.launch()));
+        }
+        if !events.is_empty() {
+            self.registry.happened(&live.id, &live.entry, events);
+        }
+        if let Err(error) = advanced {
+            let id = live.id.clone();
+            if error.is_corruption() {
+                self.forget(token);
+                self.unreadable(&id, &chain(&error));
+                return true;
+            }
+            tracing::error!(task = %id, error = chain(&error), "read the task");
+        }
+        let live = self.live.get(&token).and_then(|live| live.observed.replay());
+        live.is_some_and(is_over)
+    }
+
+    fn forget(&mut self, token: u64) {
+        if let Some(live) = self.live.remove(&token) {
+            if let Some(runner) = &live.runner {
+                let _ = self.epoll.delete(&runner.followed.nudges);
+            }
+            self.tokens.remove(&live.id);
+        }
+    }
+
+    /// Follows, or starts, the runners that are due.
+    fn look_for_runners(&mut self) {
+        let now = Instant::now();
+        while self.due.peek().is_some_and(|due| due.at <= now) {
+            if let Some(Due { token, .. }) = self.due.pop() {
+                self.look_for_runner(token);
+            }
+        }
+    }
+
+    fn look_for_runner(&mut self, token: u64) {
+        let over = self.advance(token);
+        let Some(live) = self.live.get_mut(&token) else { return };
+        if live.runner.is_some() {
+            return;
+        }
+        let root = self.registry.root();
+        let followed = match control::follow(root, &live.id) {
+            Ok(nudges) => Ok(Followed { nudges, pidfd: None }),
+            Err(ControlError::Absent(_)) if live.appeared && !over => {
+                if let Some(&pause) = APPEARED.get(live.missed) {
+                    live.missed += 1;
+                    let at = Instant::now() + Duration::from_millis(pause);
+                    self.due.push(Due { at, token });
+                    return;
+                }
+                start_runner(root, &live.id, self.cgroup_base.as_ref())
+            }
+            // Whoever leads a task that is over files it away.
+            Err(ControlError::Absent(_)) => start_runner(root, &live.id, self.cgroup_base.as_ref()),
+            Err(error) => Err(chain(&error)),
+        };
+        match followed {
+            Ok(followed) => self.be_followed(token, followed),
+            Err(why) => {
+                let pause = RESTART[(live.missed + 1).min(RESTART.len() - 1)];
+                tracing::error!(task = %live.id, why, pause_ms = pause, "no runner can be reached or started");
+                live.missed += 1;
+                self.due.push(Due { at: Instant::now() + Duration::from_millis(pause), token });
+            }
+        }
+    }
+}
+
+fn is_over(replay: &Replay) -> bool {
+    replay.state().phase().is_some_and(|phase| phase.is_terminal())
+}
+
+fn start_runner(
+    root: &crate::checkpoint::Root,
+    id: &TaskId,
+    base: Option<&PathBuf>,
+) -> Result<Followed, String> {
+    let find = || cgroup::find(&cgroup::Options { explicit: base.cloned() });
+    let reach = Reach { root, base: &find };
+    let followed = reach.start(id, Console::Log).map_err(|error| chain(&error))?;
+    tracing::info!(task = %id, "a runner was started");
+    Ok(followed)
+}
+
+/// Takes the nudges that are there; says whether there will be none any more.
+fn ended(nudges: &OwnedFd) -> bool {
+    match nix::unistd::read(nudges, &mut [0; 4096]) {
+        Ok(read) => read == 0,
+        Err(Errno::EINTR | Errno::EAGAIN) => false,
+        Err(_) => true,
+    }
+}

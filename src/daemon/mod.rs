@@ -1,0 +1,247 @@
+//! `dewar serve`: control and observation of every task of a root over gRPC.
+//!
+//! The daemon owns no task. It finds them on disk, follows their streams, starts runners for those that have none, and asks
+//! runners for what clients want. Killed at any moment, it leaves nothing behind that the next one does not find.
+//!
+//! | file | question |
+//! |---|---|
+//! | `registry.rs` | which tasks are there, and what happened lately? |
+//! | `follow.rs` | how is it known? One thread, asleep until a runner nudges or a task appears |
+//! | `listen.rs` | who may connect, and who is it? |
+//! | `peer.rs` | what may a caller see and do? |
+//! | `control.rs`, `launch.rs` | `RunnerService` |
+//! | `observe.rs`, `watch.rs` | `ObserverService` |
+//! | `status.rs` | how is an error told? |
+#![allow(clippy::disallowed_methods, reason = "a server")]
+
+mod control;
+mod follow;
+mod launch;
+mod listen;
+mod observe;
+mod peer;
+mod registry;
+mod status;
+mod watch;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch as cell;
+use tonic::transport::Server;
+
+use crate::cgroup::{self, Base, FindError};
+use crate::checkpoint::paths::RootError;
+use crate::checkpoint::{IoError, Root};
+use crate::proto::Timestamp;
+use crate::proto::observer_service_server::ObserverServiceServer;
+use crate::proto::runner_service_server::RunnerServiceServer;
+use crate::sys::{clock, limit, lock};
+
+pub use listen::{ListenError, default_socket};
+pub use peer::Admins;
+
+use registry::Registry;
+
+/// The protos, for reflection.
+const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+/// Most bytes of a request: a task file of 4 MiB, and what comes with it.
+const MAX_REQUEST_BYTES: usize = 5 << 20;
+/// Most calls at one time on a connection.
+const MAX_STREAMS: u32 = 1024;
+/// Most bytes of the headers of a call.
+const MAX_HEADER_BYTES: u32 = 16 << 10;
+/// How often a peer that says nothing is asked whether it is there.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+/// How long calls get to end by themselves once the daemon is told to stop.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// How to serve.
+#[derive(Debug)]
+pub struct Options {
+    /// The tasks.
+    pub root: Root,
+    /// Path of the socket; `None`: one that the service manager hands over, else the default.
+    pub socket: Option<PathBuf>,
+    /// Permission bits of the socket.
+    pub socket_mode: u32,
+    /// Who may see and do everything.
+    pub admins: Admins,
+    /// The base cgroup; `None`: it is found.
+    pub cgroup_base: Option<PathBuf>,
+}
+
+/// Why nothing is served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The root cannot be used.
+    #[error(transparent)]
+    Root(#[from] RootError),
+    /// A file cannot be used.
+    #[error(transparent)]
+    Io(#[from] IoError),
+    /// Another daemon serves this root.
+    #[error("another daemon serves {}", .0.display())]
+    Served(PathBuf),
+    /// There is no socket to listen on.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// A call failed.
+    #[error("{call}")]
+    Sys {
+        /// What was tried.
+        call: &'static str,
+        /// What the kernel said.
+        #[source]
+        error: io::Error,
+    },
+    /// The server gave up.
+    #[error("serve")]
+    Serve(#[from] tonic::transport::Error),
+}
+
+impl ServeError {
+    fn sys(call: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |error| Self::Sys { call, error }
+    }
+}
+
+/// What all calls share.
+pub(crate) struct Node {
+    pub(crate) root: Root,
+    pub(crate) registry: Arc<Registry>,
+    /// To the thread that follows the tasks.
+    pub(crate) door: Arc<follow::Door>,
+    /// The base cgroup, or why there is none: then only tasks without cgroup can be launched.
+    pub(crate) base: Result<Base, FindError>,
+    pub(crate) cgroup_base: Option<PathBuf>,
+    pub(crate) started: Timestamp,
+    /// Becomes true once the daemon is to stop.
+    pub(crate) stopping: cell::Receiver<bool>,
+}
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+///
+/// [`ServeError`]. Tasks are not touched by any.
+pub fn serve(options: Options) -> Result<(), ServeError> {
+    let Options { root, socket, socket_mode, admins, cgroup_base } = options;
+    limit::raise_open_files().map_err(ServeError::sys("raise RLIMIT_NOFILE"))?;
+    root.create()?;
+    let _only = only_one(&root)?;
+    let base = cgroup::find(&cgroup::Options { explicit: cgroup_base.clone() });
+    match &base {
+        Ok(base) => tracing::info!(base = %base.path().display(), "cgroup v2"),
+        Err(error) => tracing::warn!(%error, "only tasks without cgroup can be launched"),
+    }
+    let registry = Registry::new(root.clone());
+    let follower = follow::start(&registry, cgroup_base.clone())
+        .map_err(ServeError::sys("follow the tasks"))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(ServeError::sys("start threads"))?;
+    let (stop, stopping) = cell::channel(false);
+    let started = Timestamp::from_unix_nanos(clock::now().wall);
+    let door = follower.door();
+    let node = Arc::new(Node { root, registry, door, base, cgroup_base, started, stopping });
+    let served = runtime.block_on(async {
+        let listener = listen::bind(socket, socket_mode, admins)?;
+        tracing::info!(socket = %listener.name(), root = %node.root.path().display(), "serving");
+        run(node, listener, admins, stop).await
+    });
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    drop(follower);
+    served
+}
+
+/// The lock that tells that this root is served.
+fn only_one(root: &Root) -> Result<std::fs::File, ServeError> {
+    let path = root.path().join("daemon.lock");
+    let failed = |call| {
+        let path = path.clone();
+        move |source| IoError { call, path, source }
+    };
+    let mut options = std::fs::OpenOptions::new();
+    let file =
+        options.create(true).truncate(false).write(true).open(&path).map_err(failed("open"))?;
+    match lock::lock_description(&file) {
+        Ok(()) => Ok(file),
+        Err(lock::LockError::Held(_)) => Err(ServeError::Served(root.path().to_owned())),
+        Err(lock::LockError::Sys(errno)) => Err(failed("fcntl")(errno.into()).into()),
+    }
+}
+
+async fn run(
+    node: Arc<Node>,
+    listener: listen::Listener,
+    admins: Admins,
+    stop: cell::Sender<bool>,
+) -> Result<(), ServeError> {
+    let reflection = tonic_reflection::server::Builder::configure;
+    let described = |builder: tonic_reflection::server::Builder<'static>| {
+        builder
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            // Clients that know the API by reflection alone can read the details of errors, too.
+            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+    };
+    let wrong =
+        |error| ServeError::Sys { call: "describe the API", error: io::Error::other(error) };
+    let v1 = described(reflection()).build_v1().map_err(wrong)?;
+    let v1alpha = described(reflection()).build_v1alpha().map_err(wrong)?;
+    let (health, health_service) = tonic_health::server::health_reporter();
+    type Runner = RunnerServiceServer<control::Control>;
+    type Observer = ObserverServiceServer<observe::Observe>;
+    health.set_serving::<Runner>().await;
+    health.set_serving::<Observer>().await;
+
+    let runner = RunnerServiceServer::new(control::Control { node: node.clone() })
+        .max_decoding_message_size(MAX_REQUEST_BYTES);
+    let observer = ObserverServiceServer::new(observe::Observe { node })
+        .max_decoding_message_size(MAX_REQUEST_BYTES);
+    let incoming = listener.incoming(admins);
+    let mut stopped = stop.subscribe();
+    let server = Server::builder()
+        .max_concurrent_streams(MAX_STREAMS)
+        .http2_max_header_list_size(MAX_HEADER_BYTES)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .trace_fn(peer::span)
+        .add_service(health_service)
+        .add_service(v1)
+        .add_service(v1alpha)
+        .add_service(runner)
+        .add_service(observer)
+        .serve_with_incoming_shutdown(incoming, async move {
+            let _ = stopped.wait_for(|&stopped| stopped).await;
+        });
+    // Without a service manager there is nobody to tell.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::sys("sigaction"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::sys("sigaction"))?;
+    let asked = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    tokio::pin!(server);
+    tokio::select! {
+        ended = &mut server => return Ok(ended?),
+        () = asked => {}
+    }
+    tracing::info!("stopping; tasks go on");
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    let _ = stop.send(true);
+    match tokio::time::timeout(GRACE, server).await {
+        Ok(ended) => Ok(ended?),
+        // What clients still wait for they may ask the next daemon.
+        Err(_) => Ok(()),
+    }
+}

@@ -1,0 +1,81 @@
+//! What a caller may see and do. Who it is the kernel says (unix(7), `SO_PEERCRED`), and nothing else.
+
+use nix::unistd::{Group, geteuid};
+use tonic::{Request, Status};
+
+use super::status;
+
+/// Who may see and do everything, beside root and the daemon's own user.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Admins {
+    /// Members of this group.
+    pub gid: Option<u32>,
+}
+
+impl Admins {
+    /// The group that is called so in the host's database, if it is there.
+    pub fn group(name: &str) -> Self {
+        Self { gid: Group::from_name(name).ok().flatten().map(|group| group.gid.as_raw()) }
+    }
+}
+
+/// A caller, as the kernel knows who made the connection.
+#[derive(Debug, Clone)]
+pub(crate) struct Peer {
+    /// User id.
+    pub(crate) uid: u32,
+    /// Process id; a hint, as it may be used again.
+    pub(crate) pid: Option<i32>,
+    /// Whether all tasks are its own.
+    pub(crate) is_admin: bool,
+}
+
+impl Peer {
+    pub(super) fn new(uid: u32, groups: &[u32], pid: Option<i32>, admins: Admins) -> Self {
+        let is_admin = uid == 0
+            || uid == geteuid().as_raw()
+            || admins.gid.is_some_and(|gid| groups.contains(&gid));
+        Self { uid, pid, is_admin }
+    }
+
+    /// The caller of `request`.
+    pub(crate) fn of<T>(request: &Request<T>) -> Result<Self, Status> {
+        request.extensions().get::<Self>().cloned().ok_or_else(status::no_peer)
+    }
+
+    /// Whether tasks of the user `owner` exist for it. `None`: nobody knows whose it is.
+    pub(crate) fn sees(&self, owner: Option<u32>) -> bool {
+        self.is_admin || owner == Some(self.uid)
+    }
+}
+
+/// What is logged of a call: its method, who called, and the id that the caller gave it.
+pub(super) fn span(request: &tonic::codegen::http::Request<()>) -> tracing::Span {
+    let peer = request.extensions().get::<Peer>();
+    let id = request.headers().get("x-request-id").and_then(|id| id.to_str().ok());
+    tracing::info_span!(
+        "call",
+        method = request.uri().path(),
+        uid = peer.map(|peer| peer.uid),
+        pid = peer.and_then(|peer| peer.pid),
+        request_id = id.filter(|id| id.len() <= 128),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// attack 54: root, the group and the daemon's own user see all, anybody else their own.
+    #[test]
+    fn a_user_sees_their_own_tasks_and_admins_all() {
+        let admins = Admins { gid: Some(77) };
+        let stranger = geteuid().as_raw() + 1001;
+
+        assert!(Peer::new(0, &[], None, admins).sees(None));
+        assert!(Peer::new(stranger, &[5, 77], None, admins).sees(Some(5)));
+        let own = Peer::new(stranger, &[5], None, admins);
+        assert!(own.sees(Some(stranger)));
+        assert!(!own.sees(Some(stranger + 1)) && !own.sees(Some(0)) && !own.sees(None));
+    }
+}

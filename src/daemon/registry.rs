@@ -1,0 +1,239 @@
+//! The tasks of this node, and what happened lately.
+//!
+//! All of it is read from disk ([`super::follow`]) and only kept here. What happened is one list, of bounded length, with a
+//! number for each item: whoever watches keeps the number of the last one that was told, and nothing is kept for a watcher. So one
+//! that does not read costs nothing, and learns that it has lost history once it does.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch as cell;
+
+use super::peer::Peer;
+use crate::checkpoint::Root;
+use crate::proto::{Event, Launch, TaskState, TaskSummary, TaskView, Timestamp};
+use crate::sys::clock;
+use crate::task::TaskId;
+
+/// Items of history that are kept.
+const HISTORY: usize = 1 << 16;
+
+/// A task as a list tells it.
+#[derive(Debug, Clone)]
+pub(crate) struct Entry {
+    /// What is told.
+    pub(crate) summary: Arc<TaskSummary>,
+    /// Whose it is; `None` if that cannot be read.
+    pub(crate) owner: Option<u32>,
+}
+
+impl Entry {
+    /// The entry of a task that was looked at.
+    pub(super) fn of(view: &TaskView, launch: Option<&Launch>) -> Self {
+        let accepted = launch.map(|launch| launch.accepted_unix_nanos);
+        let ended = is_terminal(view.state()).then(|| view.state_history.last()?.time).flatten();
+        let summary = TaskSummary {
+            task_id: view.task_id.clone(),
+            name: view.name.clone(),
+            user: view.user.clone(),
+            state: view.state,
+            accept_time: accepted.map(Timestamp::from_unix_nanos),
+            end_time: ended,
+            labels: view.labels.clone(),
+            detail: view.detail.clone(),
+            is_paused: view.paused_since.is_some(),
+        };
+        let owner = launch.and_then(|launch| launch.identity.as_ref()).map(|who| who.uid);
+        Self { summary: Arc::new(summary), owner }
+    }
+}
+
+/// Whether nothing of a task in this state is run any more.
+pub(crate) fn is_terminal(state: TaskState) -> bool {
+    use TaskState as S;
+    matches!(state, S::Success | S::Failed | S::Killed | S::Lost)
+}
+
+/// Something that happened.
+#[derive(Debug, Clone)]
+pub(crate) enum News {
+    /// A task was accepted.
+    Accepted,
+    /// A transition.
+    Event(Arc<Event>),
+    /// A task was removed.
+    Removed,
+}
+
+/// Something that happened to a task, with the task after it.
+#[derive(Debug, Clone)]
+pub(crate) struct Item {
+    /// Its number.
+    pub(crate) number: u64,
+    /// What.
+    pub(crate) news: News,
+    /// The task.
+    pub(crate) entry: Entry,
+}
+
+/// History before this number is not kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Lost(pub(crate) u64);
+
+/// The tasks of this node, and what happened lately.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    root: Root,
+    /// Tells this life of the daemon from any other: the clock of this boot when it began.
+    life: u64,
+    shared: Mutex<Shared>,
+    /// The number of the next item.
+    next: cell::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    tasks: BTreeMap<TaskId, Entry>,
+    history: VecDeque<Item>,
+    next: u64,
+}
+
+impl Registry {
+    pub(super) fn new(root: Root) -> Arc<Self> {
+        let (next, _) = cell::channel(0);
+        Arc::new(Self { root, life: clock::now().boot, shared: Mutex::default(), next })
+    }
+
+    pub(crate) fn root(&self) -> &Root {
+        &self.root
+    }
+
+    /// Tells this life of the daemon from any other.
+    pub(crate) fn life(&self) -> u64 {
+        self.life
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Shared> {
+        // No statement leaves it half changed.
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A task that the peer may know of.
+    pub(crate) fn get(&self, peer: &Peer, id: &TaskId) -> Option<Entry> {
+        self.shared().tasks.get(id).filter(|entry| peer.sees(entry.owner)).cloned()
+    }
+
+    pub(super) fn knows(&self, id: &TaskId) -> bool {
+        self.shared().tasks.contains_key(id)
+    }
+
+    /// Tasks in the order of their ids, those after `after`, for as long as `each` says.
+    pub(crate) fn each(
+        &self,
+        after: Option<&TaskId>,
+        mut each: impl FnMut(&TaskId, &Entry) -> bool,
+    ) {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let from = after.map_or(Unbounded, Excluded);
+        let shared = self.shared();
+        for (id, entry) in shared.tasks.range::<TaskId, _>((from, Unbounded)) {
+            if !each(id, entry) {
+                return;
+            }
+        }
+    }
+
+    /// All tasks at one moment, and the number of the first item that is not in them.
+    pub(crate) fn snapshot(&self) -> (Vec<Entry>, u64) {
+        let shared = self.shared();
+        (shared.tasks.values().cloned().collect(), shared.next)
+    }
+
+    /// At most `most` items from number `from` on.
+    ///
+    /// # Errors
+    ///
+    /// [`Lost`] if the first of them is not kept any more.
+    pub(crate) fn history(&self, from: u64, most: usize) -> Result<Vec<Item>, Lost> {
+        let shared = self.shared();
+        let first = shared.history.front().map_or(shared.next, |item| item.number);
+        let Some(skip) = from.checked_sub(first) else { return Err(Lost(first)) };
+        let skip = usize::try_from(skip).unwrap_or(usize::MAX);
+        Ok(shared.history.iter().skip(skip).take(most).cloned().collect())
+    }
+
+    /// The number of the next item, as it grows.
+    pub(crate) fn next(&self) -> cell::Receiver<u64> {
+        self.next.subscribe()
+    }
+
+    /// Takes in a task as it was found, and tells nobody.
+    pub(super) fn found(&self, id: &TaskId, entry: Entry) {
+        self.shared().tasks.insert(id.clone(), entry);
+    }
+
+    /// Takes in what happened to a task.
+    pub(super) fn happened(
+        &self,
+        id: &TaskId,
+        entry: &Entry,
+        news: impl IntoIterator<Item = News>,
+    ) {
+        let next = {
+            let mut shared = self.shared();
+            shared.tasks.insert(id.clone(), entry.clone());
+            for news in news {
+                shared.push(news, entry.clone());
+            }
+            shared.next
+        };
+        self.next.send_replace(next);
+    }
+
+    /// Forgets a task.
+    pub(super) fn removed(&self, id: &TaskId) {
+        let next = {
+            let mut shared = self.shared();
+            let Some(entry) = shared.tasks.remove(id) else { return };
+            shared.push(News::Removed, entry);
+            shared.next
+        };
+        self.next.send_replace(next);
+    }
+}
+
+impl Shared {
+    fn push(&mut self, news: News, entry: Entry) {
+        if self.history.len() == HISTORY {
+            self.history.pop_front();
+        }
+        self.history.push_back(Item { number: self.next, news, entry });
+        self.next += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(id: &str) -> Entry {
+        let view = TaskView { task_id: id.to_owned(), ..TaskView::default() };
+        Entry::of(&view, None)
+    }
+
+    #[test]
+    fn history_is_bounded_and_says_what_it_has_lost() {
+        let registry = Registry::new(Root::new("/nowhere").unwrap());
+        let id = TaskId::new("a").unwrap();
+        let mut next = registry.next();
+        for _ in 0..HISTORY + 3 {
+            registry.happened(&id, &entry("a"), [News::Accepted]);
+        }
+
+        assert_eq!(registry.history(2, 1).unwrap_err(), Lost(3));
+        let kept = registry.history(3, usize::MAX).unwrap();
+        assert_eq!((kept.len(), kept[0].number), (HISTORY, 3));
+        assert_eq!(*next.borrow_and_update(), HISTORY as u64 + 3);
+        assert_eq!(registry.history(HISTORY as u64 + 3, 9).unwrap().len(), 0);
+    }
+}

@@ -1,0 +1,183 @@
+//! How errors are told: a code, a text for people, and details for programs (`google.rpc` error details).
+
+use std::collections::HashMap;
+use std::error::Error;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, FieldViolation, PreconditionViolation, StatusExt};
+
+use crate::causes::chain;
+use crate::control::ControlError;
+use crate::identity::IdentityError;
+use crate::launch::LaunchError;
+use crate::observe::ObserveError;
+use crate::reach::ReachError;
+use crate::request::RequestError;
+use crate::task::{TaskId, Violation};
+
+/// Domain of every `ErrorInfo`.
+const DOMAIN: &str = "dewar";
+
+/// A status with the `reason` that a program acts on.
+pub(crate) fn info(
+    code: Code,
+    reason: &str,
+    text: impl Into<String>,
+    metadata: &[(&str, String)],
+) -> Status {
+    let metadata: HashMap<_, _> =
+        metadata.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+    let details = ErrorDetails::with_error_info(reason, DOMAIN, metadata);
+    Status::with_error_details(code, text, details)
+}
+
+/// There is no such task, as far as the caller may know.
+pub(crate) fn no_task(id: &str) -> Status {
+    let text = format!("there is no task {id:?}");
+    info(Code::NotFound, "NO_TASK", text, &[("task_id", id.to_owned())])
+}
+
+/// A field of the request is wrong.
+pub(crate) fn bad_field(
+    field: impl Into<String>,
+    found: impl std::fmt::Display,
+    expected: impl std::fmt::Display,
+) -> Status {
+    bad_fields([(field.into(), format!("{found}; expected {expected}"))])
+}
+
+/// Fields of the request are wrong: each with what was found and expected.
+pub(crate) fn bad_fields(fields: impl IntoIterator<Item = (String, String)>) -> Status {
+    let fields: Vec<_> = fields.into_iter().collect();
+    let text: Vec<_> = fields.iter().map(|(field, what)| format!("{field}: {what}")).collect();
+    let violations = fields.into_iter().map(|(field, what)| FieldViolation::new(field, what));
+    let details = ErrorDetails::with_bad_request(violations.collect::<Vec<_>>());
+    Status::with_error_details(Code::InvalidArgument, text.join("; "), details)
+}
+
+/// The same for a task that breaks rules.
+pub(crate) fn bad_task(violations: Vec<Violation>) -> Status {
+    bad_fields(violations.into_iter().map(|Violation { field, message, expected }| {
+        (format!("task.{field}"), format!("{message}; expected {expected}"))
+    }))
+}
+
+/// What is asked for cannot be done with the task as it is.
+pub(crate) fn precondition(kind: &str, subject: &str, text: impl Into<String>) -> Status {
+    let text = text.into();
+    let violation = PreconditionViolation::new(kind, subject, text.clone());
+    let mut details = ErrorDetails::with_precondition_failure(vec![violation]);
+    details.set_error_info(kind, DOMAIN, HashMap::new());
+    Status::with_error_details(Code::FailedPrecondition, text, details)
+}
+
+/// The caller may not do that.
+pub(crate) fn denied(text: impl Into<String>) -> Status {
+    info(Code::PermissionDenied, "NOT_PERMITTED", text, &[])
+}
+
+/// The daemon stops; the next one can be asked.
+pub(crate) fn stopping() -> Status {
+    info(Code::Unavailable, "STOPPING", "the daemon is stopping; tasks go on", &[])
+}
+
+/// History that was asked for is not kept any more.
+pub(crate) fn history_lost(code: Code, before: impl Into<String>) -> Status {
+    let before = before.into();
+    let text = format!("history lost before {before}; begin with a new snapshot");
+    info(code, "HISTORY_LOST", text, &[("first_cursor", before)])
+}
+
+/// A call without a peer that the kernel vouches for.
+pub(crate) fn no_peer() -> Status {
+    info(Code::Unauthenticated, "NO_PEER", "it is not known who calls", &[])
+}
+
+/// A call that could not be done now; it may be tried again.
+pub(crate) fn unavailable(error: &dyn Error) -> Status {
+    info(Code::Unavailable, "UNAVAILABLE", chain(error), &[])
+}
+
+/// A defect of dewar.
+pub(crate) fn internal(text: impl Into<String>) -> Status {
+    info(Code::Internal, "DEFECT", text, &[])
+}
+
+/// A task that was not launched.
+pub(crate) fn of_launch(error: &LaunchError) -> Status {
+    let text = chain(error);
+    match error {
+        LaunchError::Finished(task) => {
+            let task = ("task_id", task.to_string());
+            info(Code::AlreadyExists, "TASK_FINISHED", text, &[task])
+        }
+        LaunchError::Differs { task, field, .. } => {
+            let about = [("task_id", task.to_string()), ("field", field.clone())];
+            info(Code::AlreadyExists, "TASK_DIFFERS", text, &about)
+        }
+        LaunchError::Unknown(task) => no_task(task.as_str()),
+        LaunchError::Held { task, .. } => {
+            info(Code::Aborted, "TASK_HELD", text, &[("task_id", task.to_string())])
+        }
+        _ => unavailable(error),
+    }
+}
+
+/// A request that a runner did not do.
+pub(crate) fn of_reach(error: &ReachError) -> Status {
+    match error {
+        ReachError::Control(ControlError::Refused { task, why }) => {
+            precondition("REFUSED", task.as_str(), why.clone())
+        }
+        ReachError::Control(error @ ControlError::Silent { task, .. }) => info(
+            Code::DeadlineExceeded,
+            "RUNNER_SILENT",
+            chain(error),
+            &[("task_id", task.to_string())],
+        ),
+        ReachError::Launch(error) => of_launch(error),
+        ReachError::Observe(error) => of_observe(error),
+        error => unavailable(error),
+    }
+}
+
+/// A task that cannot be read.
+pub(crate) fn of_observe(error: &ObserveError) -> Status {
+    if error.is_corruption() {
+        return info(Code::DataLoss, "CORRUPT", chain(error), &[]);
+    }
+    unavailable(error)
+}
+
+/// A task that cannot be launched here as it was asked for.
+pub(crate) fn of_request(error: &RequestError) -> Status {
+    match error {
+        RequestError::Unenforceable(limits) => {
+            let violations = limits.iter().map(|limit| {
+                PreconditionViolation::new("UNENFORCEABLE", limit.field.clone(), limit.to_string())
+            });
+            let mut details =
+                ErrorDetails::with_precondition_failure(violations.collect::<Vec<_>>());
+            details.set_error_info("UNENFORCEABLE", DOMAIN, HashMap::new());
+            Status::with_error_details(Code::FailedPrecondition, chain(error), details)
+        }
+        RequestError::NotUtf8 { what, .. } => bad_field(*what, chain(error), "UTF-8"),
+        RequestError::Path(_) => bad_field("sandbox", chain(error), "a directory that can be told"),
+        RequestError::Cgroup(_) => unavailable(error),
+    }
+}
+
+/// A user that a task cannot run as.
+pub(crate) fn of_identity(error: &IdentityError) -> Status {
+    match error {
+        IdentityError::Unknown { .. } => bad_field("user", chain(error), "a user of this host"),
+        IdentityError::NotPermitted { .. } => denied(chain(error)),
+        error => unavailable(error),
+    }
+}
+
+/// The id of a task.
+pub(crate) fn task_id(text: &str) -> Result<TaskId, Status> {
+    TaskId::new(text)
+        .map_err(|error| bad_field("task_id", format!("{text:?} {error}"), "a task id"))
+}

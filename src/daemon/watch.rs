@@ -1,0 +1,351 @@
+//! `WatchTasks`, and whatever else waits for something to happen.
+//!
+//! A watcher keeps the number of what it was told last. It sleeps until there is a later one, reads a few items, and sends them; while its
+//! client does not read, it does neither.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use regex_lite::Regex;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Status};
+
+use super::control::block;
+use super::observe::Answers;
+use super::peer::Peer;
+use super::registry::{Entry, Item, Lost, News, is_terminal};
+use super::{Node, status};
+use crate::checkpoint::Root;
+use crate::checkpoint::paths::Place;
+use crate::observe::{self, Observed};
+use crate::proto::watch_tasks_response::Message;
+use crate::proto::{
+    Event, SnapshotEnd, TaskFilter, TaskState, TaskSummary, TaskView, WatchTasksRequest,
+    WatchTasksResponse,
+};
+use crate::task::TaskId;
+use crate::view::event_view;
+
+/// Answers that wait for a client at most, beside what the connection holds.
+const QUEUE: usize = 16;
+/// Items that are read at once.
+const BATCH: usize = 256;
+/// Most bytes of a pattern.
+const MAX_PATTERN: usize = 1024;
+
+/// All that is told about a task, wherever it is kept.
+///
+/// # Errors
+///
+/// There is no such task, or it cannot be read now.
+pub(super) fn view(root: &Root, id: &TaskId) -> Result<TaskView, Status> {
+    // A task is moved once: the place where it ends is looked at last.
+    let place =
+        [Place::Active, Place::Finished].into_iter().find(|&place| root.task(place, id).exists());
+    let place = place.ok_or_else(|| status::no_task(id.as_str()))?;
+    Ok(observe::look(root, id, place).map_err(|error| status::of_observe(&error))?.view)
+}
+
+/// Which tasks are meant.
+#[derive(Debug, Default)]
+pub(super) struct Filter {
+    states: Vec<i32>,
+    labels: Vec<(String, String)>,
+    pattern: Option<Regex>,
+}
+
+impl Filter {
+    /// # Errors
+    ///
+    /// A pattern that is none.
+    pub(super) fn new(filter: Option<TaskFilter>) -> Result<Self, Status> {
+        let TaskFilter { states, labels, pattern } = filter.unwrap_or_default();
+        let pattern = pattern.map(|pattern| {
+            if pattern.len() > MAX_PATTERN {
+                let found = format!("{} bytes", pattern.len());
+                return Err(status::bad_field("filter.pattern", found, "at most 1024"));
+            }
+            Regex::new(&format!("^(?:{pattern})$"))
+                .map_err(|error| status::bad_field("filter.pattern", error, "a regular expression"))
+        });
+        let labels = labels.into_iter().collect();
+        Ok(Self { states, labels, pattern: pattern.transpose()? })
+    }
+
+    pub(super) fn matches(&self, id: &str, task: &TaskSummary) -> bool {
+        (self.states.is_empty() || self.states.contains(&task.state))
+            && self.labels.iter().all(|(name, value)| task.labels.get(name) == Some(value))
+            && self.pattern.as_ref().is_none_or(|pattern| pattern.is_match(id))
+    }
+}
+
+/// Starts a watcher.
+///
+/// # Errors
+///
+/// A request that makes no sense, a task that is not there, or history that is not kept.
+pub(super) fn tasks(
+    node: Arc<Node>,
+    peer: Peer,
+    request: WatchTasksRequest,
+) -> Result<Answers<WatchTasksResponse>, Status> {
+    let (to_client, answers) = mpsc::channel(QUEUE);
+    match request.task_id {
+        Some(id) => {
+            if request.filter.is_some() {
+                return Err(status::bad_field("filter", "a filter", "none beside `task_id`"));
+            }
+            let (id, _) = node.known(&peer, &id)?;
+            let after = request.cursor.map(|cursor| {
+                let number = cursor.parse::<u64>();
+                number.map_err(|_| bad_cursor(&cursor))
+            });
+            let after = after.transpose()?;
+            tokio::spawn(async move {
+                let told = one(&node, &peer, &id, after, &to_client);
+                finish(&node, &to_client, told).await;
+            });
+        }
+        None => {
+            let filter = Filter::new(request.filter)?;
+            let from = request.cursor.map(|cursor| resume(&node, &cursor)).transpose()?;
+            tokio::spawn(async move {
+                let told = all(&node, &peer, &filter, from, &to_client);
+                finish(&node, &to_client, told).await;
+            });
+        }
+    }
+    Ok(Box::pin(ReceiverStream::new(answers)))
+}
+
+fn bad_cursor(cursor: &str) -> Status {
+    status::bad_field("cursor", format!("{cursor:?}"), "one of an answer before")
+}
+
+type ToClient = mpsc::Sender<Result<WatchTasksResponse, Status>>;
+
+/// Why a watcher stops.
+enum Stop {
+    /// Its client is gone.
+    Gone,
+    /// That is all there is.
+    End,
+    /// It is told this.
+    Status(Status),
+}
+
+impl From<Status> for Stop {
+    fn from(status: Status) -> Self {
+        Self::Status(status)
+    }
+}
+
+/// Runs a watcher until it stops, its client leaves, or the daemon does.
+async fn finish(node: &Node, to_client: &ToClient, told: impl Future<Output = Result<(), Stop>>) {
+    let mut stopping = node.stopping.clone();
+    let stop = tokio::select! {
+        told = told => told.err().unwrap_or(Stop::End),
+        () = to_client.closed() => Stop::Gone,
+        _ = stopping.wait_for(|&stopping| stopping) => Stop::Status(status::stopping()),
+    };
+    if let Stop::Status(status) = stop {
+        // A client that does not read does not hold up the end.
+        let _ = to_client.send_timeout(Err(status), Duration::from_secs(1)).await;
+    }
+}
+
+async fn tell(to_client: &ToClient, message: Message, cursor: String) -> Result<(), Stop> {
+    let answer = WatchTasksResponse { message: Some(message), cursor };
+    to_client.send(Ok(answer)).await.map_err(|_| Stop::Gone)
+}
+
+/// A cursor of all tasks: which life of the daemon, and what comes next.
+fn cursor(node: &Node, next: u64) -> String {
+    format!("{:x}-{next}", node.registry.life())
+}
+
+/// Where a client goes on that has seen everything before `cursor`.
+fn resume(node: &Node, cursor: &str) -> Result<u64, Status> {
+    let (life, next) = cursor.split_once('-').ok_or_else(|| bad_cursor(cursor))?;
+    let life = u64::from_str_radix(life, 16).map_err(|_| bad_cursor(cursor))?;
+    let next: u64 = next.parse().map_err(|_| bad_cursor(cursor))?;
+    if life != node.registry.life() {
+        return Err(lost(node, Code::OutOfRange, Lost(0)));
+    }
+    match node.registry.history(next, 1) {
+        Ok(_) => Ok(next),
+        Err(kept) => Err(lost(node, Code::OutOfRange, kept)),
+    }
+}
+
+fn lost(node: &Node, code: Code, Lost(first): Lost) -> Status {
+    status::history_lost(code, cursor(node, first))
+}
+
+/// Tells of all tasks: a snapshot, unless the client goes on, and then what happens.
+async fn all(
+    node: &Node,
+    peer: &Peer,
+    filter: &Filter,
+    from: Option<u64>,
+    to_client: &ToClient,
+) -> Result<(), Stop> {
+    let matches = |entry: &Entry| {
+        peer.sees(entry.owner) && filter.matches(&entry.summary.task_id, &entry.summary)
+    };
+    let mut news = node.registry.next();
+    let mut next = match from {
+        Some(next) => next,
+        None => {
+            let (tasks, next) = node.registry.snapshot();
+            // Until it is whole it cannot be gone on with: whoever tries gets a new one.
+            for entry in tasks.into_iter().filter(matches) {
+                tell(to_client, Message::Task((*entry.summary).clone()), String::new()).await?;
+            }
+            tell(to_client, Message::SnapshotEnd(SnapshotEnd {}), cursor(node, next)).await?;
+            next
+        }
+    };
+    loop {
+        let items = match node.registry.history(next, BATCH) {
+            Ok(items) => items,
+            Err(kept) => return Err(lost(node, Code::ResourceExhausted, kept).into()),
+        };
+        let Some(last) = items.last() else {
+            if news.changed().await.is_err() {
+                return Ok(());
+            }
+            continue;
+        };
+        next = last.number + 1;
+        for Item { number, news, entry } in items {
+            if matches(&entry) {
+                let message = match news {
+                    News::Accepted => Message::Task((*entry.summary).clone()),
+                    News::Event(event) => Message::Event((*event).clone()),
+                    News::Removed => Message::RemovedTaskId(entry.summary.task_id.clone()),
+                };
+                tell(to_client, message, cursor(node, number + 1)).await?;
+            }
+        }
+    }
+}
+
+/// Tells all that happens to one task, from its stream: whatever became of the daemon meanwhile, each transition is told once.
+async fn one(
+    node: &Arc<Node>,
+    peer: &Peer,
+    id: &TaskId,
+    after: Option<u64>,
+    to_client: &ToClient,
+) -> Result<(), Stop> {
+    let mut news = node.registry.next();
+    let mut observed = {
+        let (node, id) = (node.clone(), id.clone());
+        let open =
+            move || Observed::open(&node.root, &id).map_err(|error| status::of_observe(&error));
+        block(open).await?
+    };
+    loop {
+        news.borrow_and_update();
+        let read = move || {
+            let mut events: Vec<Event> = Vec::new();
+            let read = observed.advance_durably(|replay, applied| {
+                if after.is_none_or(|after| applied.seq > after) {
+                    events.extend(event_view(replay.launch(), replay.state(), applied));
+                }
+            });
+            read.map_err(|error| status::of_observe(&error))?;
+            let replay = observed.replay();
+            let over = replay.is_some_and(|replay| {
+                replay.state().phase().is_some_and(|phase| phase.is_terminal())
+            });
+            Ok((observed, events, over))
+        };
+        let (again, events, over) = block(read).await?;
+        observed = again;
+        for event in events {
+            let cursor = event.cursor.to_string();
+            tell(to_client, Message::Event(event), cursor).await?;
+        }
+        if over {
+            return Ok(());
+        }
+        if !happened(node, peer, id, &mut news).await {
+            return Err(status::no_task(id.as_str()).into());
+        }
+    }
+}
+
+/// Waits until something may have happened to a task; `false`: it is not there any more.
+async fn happened(
+    node: &Node,
+    peer: &Peer,
+    id: &TaskId,
+    news: &mut tokio::sync::watch::Receiver<u64>,
+) -> bool {
+    loop {
+        let from = *news.borrow_and_update();
+        if news.changed().await.is_err() {
+            return false;
+        }
+        // What is of other tasks only is none of ours.
+        match node.registry.history(from, usize::MAX) {
+            Ok(items) if items.iter().all(|item| item.entry.summary.task_id != id.as_str()) => {}
+            _ => return node.registry.get(peer, id).is_some(),
+        }
+    }
+}
+
+/// Waits until a task is in one of `states`, or past it, or is over; `false` if `timeout` came first.
+///
+/// # Errors
+///
+/// The task was removed, or the daemon stops.
+pub(super) async fn until(
+    node: &Arc<Node>,
+    peer: &Peer,
+    id: &TaskId,
+    states: &[i32],
+    timeout: Option<Duration>,
+) -> Result<bool, Status> {
+    let mut news = node.registry.next();
+    let mut stopping = node.stopping.clone();
+    let reached = async {
+        loop {
+            news.borrow_and_update();
+            let entry = node.registry.get(peer, id).ok_or_else(|| status::no_task(id.as_str()))?;
+            if is_reached(entry.summary.state(), states) {
+                return Ok(true);
+            }
+            happened(node, peer, id, &mut news).await;
+        }
+    };
+    let too_late = async {
+        match timeout {
+            Some(timeout) => tokio::time::sleep(timeout).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        reached = reached => reached,
+        () = too_late => Ok(false),
+        _ = stopping.wait_for(|&stopping| stopping) => Err(status::stopping()),
+    }
+}
+
+/// Whether a task in `state` has been in one of `states`, or never will be.
+fn is_reached(state: TaskState, states: &[i32]) -> bool {
+    use TaskState as S;
+    let stage = |state: S| match state {
+        S::Active => 1,
+        S::Cleaning => 2,
+        S::Finalizing => 3,
+        _ => 4,
+    };
+    let wanted = states.iter().filter_map(|&state| S::try_from(state).ok());
+    is_terminal(state)
+        || state == S::Corrupt
+        || wanted.into_iter().any(|wanted| stage(state) >= stage(wanted))
+}
