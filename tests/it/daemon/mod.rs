@@ -1,6 +1,7 @@
 //! `dewar serve`, by a client over its socket.
 
 mod node;
+mod reading;
 
 use dewar::proto::watch_tasks_response::Message;
 use dewar::proto::{
