@@ -37,8 +37,12 @@ failpoints! {
     AcceptHeader = "accept::header",
     /// The launch is on disk; the task is not accepted.
     AcceptSynced = "accept::synced",
-    /// The task is accepted; nobody was told.
+    /// The task is active; no runner may begin, and its entry is perhaps not on disk.
     AcceptAccepted = "accept::accepted",
+    /// Its runner may begin; its entry is about to be synced.
+    AcceptBegun = "accept::begun",
+    /// Its entry is on disk; nobody was told.
+    AcceptDurable = "accept::durable",
     /// The runner holds the lock and has replayed its stream.
     RunnerReplayed = "runner::replayed",
     /// The control socket and the nudge pipe are there.
@@ -47,6 +51,9 @@ failpoints! {
     RunnerContained = "runner::contained",
     /// Live runs of an earlier runner are about to be attached.
     RunnerAttaching = "runner::attaching",
+    /// Something that must last is about to be recorded, and nobody has said that the task's entry is on disk: it is about to be
+    /// synced.
+    RunnerAcceptance = "runner::acceptance",
     /// Records are about to be written.
     RunnerFlush = "runner::flush",
     /// Records were written; nothing of what they announce is done.

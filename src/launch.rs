@@ -17,7 +17,7 @@ use crate::cgroup::Base;
 use crate::checkpoint::tasks::{self, AcceptError};
 use crate::checkpoint::{
     Identity, Instant, IoError, OpenError, ReadError, Reader, Recovery, Root, Writer, paths::Place,
-    paths::RootError, sync_dir,
+    paths::RootError,
 };
 use crate::failpoint::{Failpoint, hit};
 use crate::proto::record::Kind;
@@ -27,7 +27,7 @@ use crate::sys::socket::Datagram;
 use crate::sys::{clock, clone, fds, fs, limit, signal, socket};
 use crate::task::TaskId;
 
-/// Why a task was not launched. Nothing was started.
+/// Why a task was not launched. Nothing was started, but for [`LaunchError::Uncertain`].
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
     /// The id was used before.
@@ -71,6 +71,16 @@ pub enum LaunchError {
     /// The header could not be written.
     #[error(transparent)]
     Write(#[from] crate::checkpoint::WriteError),
+    /// The task is active and may have begun, but a power cut may take it: its entry cannot be synced. Nobody is to be told that it
+    /// was accepted.
+    #[error("task {task} is active, and may not outlast a power cut")]
+    Uncertain {
+        /// The task.
+        task: TaskId,
+        /// What failed.
+        #[source]
+        error: IoError,
+    },
     /// The runner could not be started.
     #[error("start {}", path.display())]
     Start {
@@ -110,7 +120,57 @@ pub enum Accepted {
 ///
 /// [`LaunchError`]; the task is not accepted then.
 pub fn accept(root: &Root, task: &TaskId, launch: &Launch) -> Result<Accepted, LaunchError> {
-    let _turn = Turn::wait(root.runner(task));
+    accept_while(root, task, launch, Ok)
+}
+
+/// Accepts a task, and lets its runner begin while the last of it, that it is active, goes to the disk.
+///
+/// `begin` is called once all else is on disk, with what became of the task. Nobody is to be told before this returns; the
+/// runner for its part records nothing that must last before it knows that the acceptance does ([`Started::confirm`]).
+///
+/// # Errors
+///
+/// That of `begin`, and [`LaunchError`]. With all but [`LaunchError::Uncertain`] the task is not accepted, or was not
+/// before, or could not begin.
+pub fn accept_and_begin(
+    root: &Root,
+    task: &TaskId,
+    launch: &Launch,
+    begin: impl FnOnce(Accepted) -> Result<Started, LaunchError>,
+) -> Result<Started, LaunchError> {
+    let started = accept_while(root, task, launch, begin)?;
+    started.confirm();
+    Ok(started)
+}
+
+/// Accepts a task; it is active when `begin` is called, and on disk when this returns.
+fn accept_while<T>(
+    root: &Root,
+    task: &TaskId,
+    launch: &Launch,
+    begin: impl FnOnce(Accepted) -> Result<T, LaunchError>,
+) -> Result<T, LaunchError> {
+    let turn = Turn::wait(root.runner(task));
+    let accepted = accept_undurably(root, task, launch)?;
+    // A runner is about to lock the stream, and others may look at it: this process is done with it.
+    drop(turn);
+    if accepted == Accepted::Active {
+        return begin(accepted);
+    }
+    // It is accepted, whatever fails from here on.
+    let _ = hit(Failpoint::AcceptAccepted);
+    let begun = begin(accepted);
+    let path = root.tasks(Place::Active);
+    hit(Failpoint::AcceptBegun)
+        .map_err(|source| IoError { call: "fsync", path, source })
+        .and_then(|()| tasks::sync_active(root))
+        .map_err(|error| LaunchError::Uncertain { task: task.clone(), error })?;
+    let _ = hit(Failpoint::AcceptDurable);
+    begun
+}
+
+/// Makes a task active, or finds it so: of one that is new all is on disk then but that it is active.
+fn accept_undurably(root: &Root, task: &TaskId, launch: &Launch) -> Result<Accepted, LaunchError> {
     root.create()?;
     if let Some(accepted) = known(root, task, launch)? {
         return Ok(accepted);
@@ -181,10 +241,7 @@ fn write(
             || writer.sync().map_err(LaunchError::from),
         )?;
         pass(root, task, Failpoint::AcceptSynced)
-    })?;
-    // It is accepted, whatever fails from here on.
-    let _ = hit(Failpoint::AcceptAccepted);
-    Ok(())
+    })
 }
 
 /// The stream of a task that is not accepted yet, locked; `None` if the id is somebody else's by now.
@@ -247,7 +304,7 @@ fn known(root: &Root, task: &TaskId, launch: &Launch) -> Result<Option<Accepted>
         None => {
             // Who accepted it may have been stopped before the sync, and nobody is told what is not on disk.
             reader.sync()?;
-            sync_dir(&root.tasks(Place::Active))?;
+            tasks::sync_active(root)?;
             Ok(Some(Accepted::Active))
         }
         Some((field, active, asked)) => {
@@ -369,6 +426,9 @@ const GO: u8 = 0;
 /// comes the descriptor for the answer.
 const GO_WITH: u8 = 1;
 
+/// Second byte to a runner, after the word to go and whatever came with it: the acceptance of its task is on disk.
+const DURABLE: u8 = 2;
+
 /// What a runner is told before it begins.
 pub enum Word {
     /// Its task is accepted.
@@ -415,6 +475,22 @@ pub struct Started {
 /// whoever looks.
 pub fn wait_for_lead(nudges: &OwnedFd) {
     while nix::unistd::read(nudges, &mut [0]) == Err(nix::errno::Errno::EINTR) {}
+}
+
+impl Started {
+    /// Tells the runner that the acceptance of its task is on disk. One that is not told, or was told of too late, syncs it
+    /// itself.
+    pub fn confirm(&self) {
+        // It may be gone by now.
+        let _ = nix::unistd::write(&self.nudges, &[DURABLE]);
+    }
+}
+
+/// Whether whoever started a runner has said that the acceptance of its task is on disk. Does not wait. `word` is the
+/// runner's end, that does not block, and was heard to the end ([`hear`]).
+pub fn is_confirmed(word: BorrowedFd<'_>) -> bool {
+    let mut byte = [0];
+    matches!(nix::unistd::read(word, &mut byte), Ok(1)) && byte == [DURABLE]
 }
 
 /// Starts a runner for `task`, in its own session and, where there are cgroups, born in the supervisor's. The program is

@@ -9,9 +9,8 @@ use std::path::PathBuf;
 use crate::causes::chain;
 use crate::checkpoint::paths::Place;
 use crate::checkpoint::{Identity, IoError, ReadError, Reader, Root, Tail, lock};
-use crate::proto::record::Kind;
-use crate::proto::run_transition::State as Step;
-use crate::proto::{self, Record, TaskState, TaskView};
+use crate::proto::{self, Record, TaskView};
+use crate::state::must_last;
 use crate::task::TaskId;
 use crate::view::{Applied, Replay, ReplayError, corrupt_view};
 
@@ -53,18 +52,6 @@ impl ObserveError {
 
 /// Records that are held at most while they are synced.
 const BATCH: usize = 4096;
-
-/// Whether somebody who is told of `record` must be able to rely on it.
-fn must_last(record: &Record) -> bool {
-    match &record.kind {
-        Some(Kind::Task(task)) => {
-            !matches!(task.state(), TaskState::Active | TaskState::Cleaning | TaskState::Finalizing)
-        }
-        Some(Kind::Run(run)) => matches!(run.state, Some(Step::Ended(_))),
-        Some(Kind::Kill(_) | Kind::Paused(_) | Kind::Resumed(_) | Kind::Limits(_)) => true,
-        _ => false,
-    }
-}
 
 /// A task whose stream is read as it grows.
 #[derive(Debug)]
@@ -123,7 +110,9 @@ impl Observed {
                 return Ok(());
             }
             // What is among the finished ones was synced before it was moved there.
-            if batch.iter().any(|(_, record)| must_last(record)) && !self.finished.exists() {
+            if batch.iter().any(|(_, record)| record.kind.as_ref().is_some_and(must_last))
+                && !self.finished.exists()
+            {
                 self.reader.sync()?;
             }
             for (offset, record) in batch {
@@ -328,28 +317,6 @@ pub(crate) mod tests {
         fn drop(&mut self) {
             let _ = fs::remove_dir_all(&self.path);
         }
-    }
-
-    /// Invariant 1: what somebody relies on once it was told is on disk before; what a power cut may take is not waited for.
-    #[test]
-    fn ends_and_requests_for_them_are_synced_before_they_are_told() {
-        use crate::proto::{KillOrder, RunEnded, RunRunning, RunTransition, TaskTransition};
-        let told = |kind| must_last(&Record { kind: Some(kind), ..Record::default() });
-        let entered = |state: TaskState| Kind::Task(TaskTransition { state: state.into() });
-        let run = |state| Kind::Run(RunTransition { state: Some(state), ..Default::default() });
-
-        for end in [TaskState::Success, TaskState::Failed, TaskState::Killed, TaskState::Lost] {
-            assert!(told(entered(end)), "{end:?}");
-        }
-        assert!(told(run(Step::Ended(RunEnded::default()))));
-        assert!(told(Kind::Kill(KillOrder::default())));
-        assert!(told(Kind::Paused(Default::default())) && told(Kind::Resumed(Default::default())));
-        assert!(told(Kind::Limits(Default::default())));
-
-        for phase in [TaskState::Active, TaskState::Cleaning, TaskState::Finalizing] {
-            assert!(!told(entered(phase)), "{phase:?}");
-        }
-        assert!(!told(run(Step::Running(RunRunning::default()))));
     }
 
     #[test]

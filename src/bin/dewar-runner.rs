@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use dewar::causes::chain;
 use dewar::failpoint::Failpoint;
 use dewar::launch::{FOLLOWER, Word, hear};
-use dewar::runner::{Options, Runner, RunnerError};
+use dewar::runner::{Options, Runner, RunnerError, block_signals};
 use dewar::sys::fds::inherited;
 use dewar::task::TaskId;
 
@@ -30,6 +30,10 @@ fn main() -> ExitCode {
         Some(Ok(task)) => task,
         _ => return usage("TASK is no task id"),
     };
+    if let Err(error) = block_signals() {
+        eprintln!("dewar-runner: {task}: block signals: {error}");
+        return ExitCode::from(70);
+    }
     let (follower, first) = match inherited(FOLLOWER).map(hear) {
         // Started without descriptor 3, it may go.
         None => (None, None),

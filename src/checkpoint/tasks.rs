@@ -28,7 +28,8 @@ pub enum AcceptError {
     Io(#[from] IoError),
 }
 
-/// Writes the accepted task `content`, so that it is there whole and durably, or not at all.
+/// Writes the accepted task `content`, so that it is there whole, or not at all. It is durable after [`sync_active`], and
+/// nobody is told of it before.
 ///
 /// `before` makes durable what must be so before the task is accepted. Each sync waits for the disk, so the content
 /// is synced at the same time. An error of `before` is the answer, and the task is not accepted.
@@ -52,13 +53,27 @@ pub fn accept<E: From<AcceptError>>(
         together(|| hidden.sync().map_err(AcceptError::from), before)?;
         Ok(hidden.publish(&root.task(Place::Active, id)).map_err(AcceptError::from)?)
     });
-    let removed = hidden.remove();
-    accepted?;
-    removed.and_then(|()| sync_dir(&dir)).map_err(|error| {
-        // It is there, and only not durable. Its stream is locked, so no runner has begun.
-        let _ = fs::remove_file(root.task(Place::Active, id));
-        AcceptError::from(error).into()
-    })
+    // One that is left is no task, and is used up by the next try for the id.
+    let _ = fs::remove_file(&hidden.path);
+    accepted
+}
+
+/// Makes durable that the tasks are active that are so.
+///
+/// # Errors
+///
+/// [`IoError`]: a power cut may take tasks that are active now.
+pub fn sync_active(root: &Root) -> Result<(), IoError> {
+    sync_dir(&root.tasks(Place::Active))
+}
+
+/// The directory of the active tasks, to be synced.
+///
+/// # Errors
+///
+/// [`IoError`].
+pub fn open_active(root: &Root) -> Result<File, IoError> {
+    file::open_dir(&root.tasks(Place::Active))
 }
 
 /// Does both at the same time, where another thread can be had, and else one after the other. Where both fail, the error is
@@ -158,10 +173,6 @@ impl Hidden {
     /// Gives it its name; unlike rename(2), link(2) does not replace.
     fn publish(&self, path: &Path) -> Result<(), IoError> {
         fs::hard_link(&self.path, path).map_err(|source| IoError::new("link", path, source))
-    }
-
-    fn remove(&self) -> Result<(), IoError> {
-        fs::remove_file(&self.path).map_err(|source| IoError::new("unlink", &self.path, source))
     }
 }
 

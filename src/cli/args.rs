@@ -161,7 +161,8 @@ Examples:
   dewar run build.yaml --output json        one JSON object a line: each transition, last the task
 
 ^C asks the task to end: SIGTERM, then finalizers, within its finalization_wait. A second ^C kills it now.
-Killing dewar itself loses nothing: the task goes on, and `dewar resume ID` follows it again.";
+Killing dewar itself loses nothing: the task goes on, and `dewar resume ID` follows it again. If its runner is
+killed, another one goes on with the task.";
 
 /// `dewar run`.
 #[derive(Debug, Args)]

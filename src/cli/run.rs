@@ -1,7 +1,9 @@
 //! `dewar run` and `dewar resume`.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::ops::ControlFlow;
+use std::panic::resume_unwind;
+use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
 use nix::unistd::geteuid;
@@ -12,14 +14,14 @@ use super::file::{self, Asked};
 use super::follow::{self, Outcome, Stop, Watch};
 use super::out::Out;
 use super::printer::{Printer, stdout_style};
-use super::runner::{self, Followed};
+use super::runner::{self, Deaths, Followed};
 use super::signals::Signals;
 use super::term::escape;
 use super::{json, place, report};
 use crate::cgroup::{Applied, Base};
 use crate::checkpoint::Root;
 use crate::checkpoint::paths::Place;
-use crate::launch::{self, Accepted, Console};
+use crate::launch::{self, Accepted, Console, LaunchError};
 use crate::observe::{self, Observed};
 use crate::proto::{Containment, Launch};
 use crate::request::{self, DEFAULT_PATH, RequestError};
@@ -60,12 +62,21 @@ pub(super) fn run(args: &Run) -> Result<u8, Failure> {
     let signals = if args.detach { None } else { Some(catch()?) };
     let console = console(args.detach, args.output);
     let prepare = || launch::prepare_runner(&root, &id, base.as_ref(), console);
-    // Its log is kept with the task, once there is one.
-    let waiting = (console != Console::Log).then(prepare).transpose()?;
-    if launch::accept(&root, &id, &launch)? == Accepted::Active {
-        refuse_if_held(&root, &id)?;
-    }
-    let started = waiting.map_or_else(prepare, Ok)?.go()?;
+    let started = std::thread::scope(|scope| {
+        // Its log is kept with the task, once there is one.
+        let is_ahead = console != Console::Log;
+        let ahead = is_ahead.then(|| std::thread::Builder::new().spawn_scoped(scope, prepare).ok());
+        launch::accept_and_begin(&root, &id, &launch, |accepted| {
+            if accepted == Accepted::Active {
+                refuse_if_held(&root, &id)?;
+            }
+            let ahead = ahead.flatten().map(ScopedJoinHandle::join);
+            ahead
+                .map_or_else(prepare, |ahead| ahead.unwrap_or_else(|panic| resume_unwind(panic)))?
+                .go()
+        })
+    });
+    let started = started.map_err(|error| not_launched(&root, &id, error))?;
     match signals {
         Some(signals) => to_the_end(&root, &id, &spec, started.into(), signals, args.output),
         None => {
@@ -130,16 +141,27 @@ fn console(detach: bool, output: Output) -> Console {
 }
 
 /// S26: two runners, one leader.
-fn refuse_if_held(root: &Root, id: &TaskId) -> Result<(), Failure> {
+fn refuse_if_held(root: &Root, id: &TaskId) -> Result<(), LaunchError> {
     match observe::runner_pid(root, id)? {
         None => Ok(()),
-        Some(pid) => Err(Failure::Unavailable(format!(
-            "task {id} is held by the runner with pid {pid}; `dewar resume {id}` follows it"
-        ))),
+        Some(pid) => Err(LaunchError::Held {
+            task: id.clone(),
+            holder: format!("the runner with pid {pid}; `dewar resume {id}` follows it"),
+        }),
     }
 }
 
-/// Follows a task through as many runners as it takes, as long as one lives.
+/// Of a task that was not launched nothing is left to run: one that has begun, and that nobody can rely on, is killed.
+fn not_launched(root: &Root, id: &TaskId, error: LaunchError) -> Failure {
+    if matches!(error, LaunchError::Uncertain { .. })
+        && let Err(failure) = runner::kill(root, id, Duration::ZERO, false, None)
+    {
+        eprintln!("dewar: {failure}");
+    }
+    error.into()
+}
+
+/// Follows a task through as many runners as it takes.
 fn to_the_end(
     root: &Root,
     id: &TaskId,
@@ -158,15 +180,19 @@ fn to_the_end(
         runner::kill(root, id, wait, false, None)
     };
     let mut watch = Watch { nudges: followed.nudges, signals };
-    let mut pidfd: Option<OwnedFd> = followed.pidfd;
+    let mut pidfd = followed.pidfd;
+    let mut deaths = Deaths::default();
     loop {
         match follow::follow(&mut observed, &mut watch, &mut printer, stop)? {
             outcome @ Outcome::Ended(_) => return Ok(outcome.status()),
-            Outcome::RunnerGone => match crate::control::follow(root, id) {
-                // Somebody else has started another one.
-                Ok(nudges) => (watch.nudges, pidfd) = (nudges, None),
-                Err(_) => return Ok(runner::gone(id, pidfd.as_ref())),
-            },
+            Outcome::RunnerGone => {
+                match runner::go_on(root, id, console(false, output), pidfd, &mut deaths)? {
+                    ControlFlow::Continue(followed) => {
+                        (watch.nudges, pidfd) = (followed.nudges, followed.pidfd);
+                    }
+                    ControlFlow::Break(status) => return Ok(status),
+                }
+            }
         }
     }
 }

@@ -1,10 +1,11 @@
 //! Runners, as commands need them: see [`crate::reach`].
 
 use std::ffi::OsString;
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::failure::{Failure, status};
 use super::words;
@@ -16,6 +17,11 @@ pub(super) use crate::reach::Followed;
 use crate::reach::{Reach, ReachError};
 use crate::sys::pidfd::{self, Exit};
 use crate::task::TaskId;
+
+/// Deaths of runners within [`DEATHS_WITHIN`] after which no other one is started.
+const DEATHS: usize = 3;
+/// Time within which deaths count together.
+const DEATHS_WITHIN: Duration = Duration::from_secs(10);
 
 /// Follows the runner of a task, and starts one where none lives.
 ///
@@ -77,20 +83,57 @@ fn find(explicit: Option<PathBuf>) -> Result<Base, FindError> {
     })
 }
 
-/// What to say, and to exit with, when the runner of a task that is not over is gone.
-pub(super) fn gone(id: &TaskId, pidfd: Option<&OwnedFd>) -> u8 {
-    let how = pidfd.map(|pidfd| pidfd::wait(pidfd.as_fd()));
-    let (how, exit) = match how {
-        Some(Ok(Exit::Code(code))) => {
-            let exit = if code == status::DEFECT { code } else { status::UNAVAILABLE };
-            (format!("exited with status {code}"), exit)
+/// Deaths of the runners of a task that was followed through them.
+#[derive(Debug, Default)]
+pub(super) struct Deaths(Vec<Instant>);
+
+impl Deaths {
+    /// Notes one, and says whether another runner is worth a try, or would die as the last few did.
+    fn is_worth_another(&mut self) -> bool {
+        let now = Instant::now();
+        self.0.retain(|&death| now.duration_since(death) < DEATHS_WITHIN);
+        self.0.push(now);
+        self.0.len() < DEATHS
+    }
+}
+
+/// Goes on with a task that is not over and whose runner is gone: with one that somebody else has started, or, where ours was
+/// killed, with another of ours. Where it breaks off it has said why, and how to exit.
+///
+/// # Errors
+///
+/// [`Failure::Unavailable`]: another runner cannot be started.
+pub(super) fn go_on(
+    root: &Root,
+    id: &TaskId,
+    console: Console,
+    pidfd: Option<OwnedFd>,
+    deaths: &mut Deaths,
+) -> Result<ControlFlow<u8, Followed>, Failure> {
+    if let Ok(nudges) = control::follow(root, id) {
+        return Ok(ControlFlow::Continue(Followed { nudges, pidfd: None }));
+    }
+    let task = words::name(id.as_str());
+    let (how, exit) = match pidfd.map(|pidfd| pidfd::wait(pidfd.as_fd())) {
+        Some(Ok(Exit::Signal(signal))) if deaths.is_worth_another() => {
+            eprintln!("dewar: the runner of task {task} died by signal {signal}; another goes on");
+            return Ok(ControlFlow::Continue(follow(root, id, console)?));
         }
-        Some(Ok(Exit::Signal(signal))) => (format!("died by signal {signal}"), status::UNAVAILABLE),
+        Some(Ok(Exit::Signal(signal))) => {
+            let within = DEATHS_WITHIN.as_secs();
+            let how = format!("died by signal {signal}, the {DEATHS}rd within {within} s");
+            (how, status::UNAVAILABLE)
+        }
+        Some(Ok(Exit::Code(status::DEFECT))) => {
+            (format!("exited with status {}", status::DEFECT), status::DEFECT)
+        }
+        Some(Ok(Exit::Code(code))) => (format!("exited with status {code}"), status::UNAVAILABLE),
         Some(Err(_)) | None => ("is gone".to_owned(), status::UNAVAILABLE),
     };
-    let id = words::name(id.as_str());
-    eprintln!("dewar: the runner of task {id} {how}; `dewar resume {id}` goes on with the task");
-    exit
+    eprintln!(
+        "dewar: the runner of task {task} {how}; `dewar resume {task}` goes on with the task"
+    );
+    Ok(ControlFlow::Break(exit))
 }
 
 impl From<LaunchError> for Failure {

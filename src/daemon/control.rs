@@ -64,17 +64,11 @@ impl Node {
     }
 
     /// Asks for the end of a task; of one that is over it changes nothing.
-    fn end(
-        &self,
-        id: &TaskId,
-        state: TaskState,
-        grace: Duration,
-        lost: bool,
-    ) -> Result<(), Status> {
+    fn end(&self, id: &TaskId, state: TaskState, kill: &Order) -> Result<(), Status> {
         if is_terminal(state) {
             return Ok(());
         }
-        match self.order(id, &control::to_kill(grace, lost)) {
+        match self.order(id, kill) {
             Ok(_) => Ok(()),
             // It ended in the meantime.
             Err(error) => {
@@ -98,6 +92,17 @@ impl Node {
 fn is_over(id: &TaskId, state: TaskState) -> Status {
     let text = format!("task {id} is over: {}", state.as_str_name());
     status::precondition("TASK_OVER", id.as_str(), text)
+}
+
+/// Why the end of a task is asked for, if it is not too long.
+fn reason(reason: Option<String>) -> Result<Option<String>, Status> {
+    match reason {
+        Some(text) if text.len() > control::REASON_MAX => {
+            let expected = format!("at most {}", control::REASON_MAX);
+            Err(status::bad_field("reason", format!("{} bytes", text.len()), expected))
+        }
+        reason => Ok(reason),
+    }
 }
 
 /// A time that is not negative.
@@ -147,9 +152,10 @@ impl RunnerService for Control {
         let request = request.into_inner();
         let (id, state) = node.known(&peer, &request.task_id)?;
         let grace = request.grace.map(|grace| duration("grace", grace)).transpose()?;
+        let reason = reason(request.reason)?;
         let answer = block(move || {
             let grace = grace.map_or_else(|| node.finalization_wait(&id), Ok)?;
-            node.end(&id, state, grace, false)?;
+            node.end(&id, state, &control::to_kill(grace, false, reason))?;
             tracing::info!(task = %id, uid = peer.uid, "killed");
             Ok(KillResponse { state: watch::view(&node.root, &id)?.state })
         });
@@ -159,9 +165,11 @@ impl RunnerService for Control {
     async fn lose(&self, request: Request<LoseRequest>) -> Result<Response<LoseResponse>, Status> {
         let peer = Peer::of(&request)?;
         let node = self.node.clone();
-        let (id, state) = node.known(&peer, &request.get_ref().task_id)?;
+        let LoseRequest { task_id, reason: why } = request.into_inner();
+        let (id, state) = node.known(&peer, &task_id)?;
+        let reason = reason(why)?;
         let answer = block(move || {
-            node.end(&id, state, Duration::ZERO, true)?;
+            node.end(&id, state, &control::to_kill(Duration::ZERO, true, reason))?;
             tracing::info!(task = %id, uid = peer.uid, "lost");
             Ok(LoseResponse { state: watch::view(&node.root, &id)?.state })
         });

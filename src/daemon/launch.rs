@@ -91,6 +91,7 @@ fn start(node: &Node, id: &TaskId, launch: &proto::Launch) -> Result<(TaskId, bo
         .inspect_err(|error| tracing::error!(task = %id, error = chain(error), "start"))
         .ok();
     if let Some(started) = &started {
+        started.confirm();
         launch::wait_for_lead(&started.nudges);
     }
     node.door.adopt(id.clone(), started.map(Into::into));

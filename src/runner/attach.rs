@@ -18,6 +18,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
 
+use super::acceptance::Acceptance;
 use super::control::{Control, Follower};
 use super::perform::Act;
 use super::sources::{Sources, Wake};
@@ -45,6 +46,7 @@ impl Runner {
         let descriptors = fds::raise_limit().map_err(doing("raise the limit of descriptors"))?;
         process::forget_children().map_err(doing("ignore SIGCHLD"))?;
         let root = Root::new(root)?;
+        let acceptance = Acceptance::new(follower.as_ref());
         let mut recovery = Recovery::open(&root, Identity::runner(task.clone()))?;
         if !tasks::is_known(&root, &task) {
             return Err(RunnerError::NotAccepted(task));
@@ -99,6 +101,8 @@ impl Runner {
             changes: VecDeque::new(),
             resuming: false,
             sync_due: false,
+            must_last: false,
+            acceptance: Some(acceptance),
             news: false,
             recheck: None,
             recheck_pause: 0,

@@ -7,6 +7,7 @@
 //! | file | question |
 //! |---|---|
 //! | `sources.rs` | what does it sleep on? |
+//! | `acceptance.rs` | is the task on disk? |
 //! | `control.rs` | what may be asked of it? |
 //! | `attach.rs` | how does it take over, and learn what coordinators recorded? |
 //! | `perform.rs` | how is each effect done? |
@@ -14,6 +15,7 @@
 //! | `pause.rs` | how does the task stand still, and go on? |
 #![allow(clippy::disallowed_methods, reason = "performs effects")]
 
+mod acceptance;
 mod attach;
 mod control;
 mod limits;
@@ -38,14 +40,16 @@ use crate::checkpoint::{
 };
 use crate::failpoint::{Failpoint, hit};
 use crate::proto::{Launch, Usage, VerdictReason};
-use crate::state::{Effect, Event, Phase, Stamp, TaskState, plan, wake};
+use crate::state::{Effect, Event, Phase, Stamp, TaskState, must_last, plan, wake};
 use crate::sys::clock;
 use crate::sys::socket::{Datagram, Peer};
 use crate::task::{ProcessName, TaskId};
+use acceptance::Acceptance;
 use control::{Asked, Control, Follower, Reply};
 use limits::Change;
 use pause::Pausing;
 use perform::Act;
+pub use sources::block_signals;
 use sources::{Sources, Wake};
 
 /// Control socket, in the checkpoint directory, which is the runner's working directory.
@@ -104,6 +108,9 @@ pub enum RunnerError {
     /// There is a stream, but nobody was told that the task is accepted: whoever was accepting it was stopped, or is at it.
     #[error("task {0} was not accepted")]
     NotAccepted(TaskId),
+    /// That the task was accepted cannot be made durable: nobody was told of it, and what lived of it was killed.
+    #[error("the task was killed: a power cut may take it, since its acceptance cannot be synced")]
+    Uncertain(#[source] io::Error),
     /// The runner itself was about to record nonsense.
     #[error("defect: an event {0}")]
     Defect(#[from] crate::state::ApplyError),
@@ -225,6 +232,10 @@ pub struct Runner {
     resuming: bool,
     /// Whether what was flushed must be synced before anyone is told.
     sync_due: bool,
+    /// Whether something was recorded that must last.
+    must_last: bool,
+    /// Until it is known that the acceptance of the task is on disk.
+    acceptance: Option<Acceptance>,
     /// Whether followers are to be told.
     news: bool,
     /// When a cgroup is to be looked at again that is not empty yet.
@@ -250,7 +261,10 @@ impl Runner {
         }
         loop {
             runner.turn()?;
-            if let Some(end) = runner.finished()? {
+            let end = runner.finished()?;
+            // Who is told of the end finds the task filed away, and need not sync it once more.
+            runner.tell();
+            if let Some(end) = end {
                 return Ok(end);
             }
             runner.sleep()?;
@@ -277,13 +291,12 @@ impl Runner {
             }
             let acts = std::mem::take(&mut self.acts);
             if !decided && acts.is_empty() {
-                break;
+                return Ok(());
             }
             for act in acts {
                 self.perform(act)?;
             }
         }
-        self.tell()
     }
 
     /// Records an effect and notes the act; false where it has to wait.
@@ -320,7 +333,9 @@ impl Runner {
     /// Applies an event and appends its record; it is written by the next flush.
     fn record(&mut self, event: Event, at: Stamp) -> Result<(), RunnerError> {
         self.state.apply(&event, at)?;
-        self.writer.append(event.to_kind(), instant(at))?;
+        let kind = event.to_kind();
+        self.must_last |= must_last(&kind);
+        self.writer.append(kind, instant(at))?;
         Ok(())
     }
 
@@ -335,7 +350,10 @@ impl Runner {
         }
         if let Err(error) = self.try_flush() {
             // Trying again would not make it right: another runner reads what is on the disk.
-            if matches!(error, RunnerError::Write(WriteError::Poisoned { .. })) {
+            if matches!(
+                error,
+                RunnerError::Write(WriteError::Poisoned { .. }) | RunnerError::Uncertain(_)
+            ) {
                 return Err(error);
             }
             let pause = self.stalled.map_or(*RETRY.start(), |(_, pause)| pause);
@@ -362,16 +380,16 @@ impl Runner {
     }
 
     fn try_flush(&mut self) -> Result<(), RunnerError> {
+        self.rely_on_acceptance()?;
         hit(Failpoint::RunnerFlush).map_err(doing("write the runner's stream"))?;
         Ok(self.writer.flush()?)
     }
 
     /// Nudges followers once for all that a turn recorded.
-    fn tell(&mut self) -> Result<(), RunnerError> {
+    fn tell(&mut self) {
         if std::mem::take(&mut self.news) {
             self.followers.retain_mut(Follower::nudge);
         }
-        Ok(())
     }
 
     /// Sleeps, and takes in what woke it.

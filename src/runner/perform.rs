@@ -268,7 +268,7 @@ impl Runner {
     }
 
     /// Signals the first process of the live run, wherever it is, if the number is still its own.
-    fn signal_first(&self, process: u32, signal: i32) {
+    pub(super) fn signal_first(&self, process: u32, signal: i32) {
         let Some((_, run)) = self.state.processes()[process as usize].live_run() else { return };
         if let Some(Ok(Some(pidfd))) = run.pid.map(|pid| pidfd::ProcessId::from(pid).open()) {
             // It may have ended between the two: nothing to signal then.

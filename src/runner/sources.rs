@@ -50,6 +50,19 @@ impl Wake {
     }
 }
 
+/// Blocks the signals that a runner understands: they wait until it reads them. Done first of all, since one that came earlier
+/// would end it, and what was meant by it would be forgotten.
+///
+/// # Errors
+///
+/// That of sigprocmask(2).
+pub fn block_signals() -> io::Result<SigSet> {
+    use Signal::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
+    let mask: SigSet = [SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2].into_iter().collect();
+    mask.thread_block()?;
+    Ok(mask)
+}
+
 /// The epoll set of a runner.
 pub(super) struct Sources {
     epoll: Epoll,
@@ -59,20 +72,14 @@ pub(super) struct Sources {
 }
 
 impl Sources {
-    /// A set with the timer and the signals that a runner understands, which are blocked from here on.
+    /// A set with the timer and the signals that a runner understands.
     pub(super) fn new() -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let timer = TimerFd::new(
             ClockId::CLOCK_BOOTTIME,
             TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK,
         )?;
-        let mut mask = SigSet::empty();
-        for signal in
-            [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2]
-        {
-            mask.add(signal);
-        }
-        mask.thread_block()?;
+        let mask = block_signals()?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         let sources = Self { epoll, timer, armed: None, signals };
         sources.add(&sources.timer, Wake::Timer)?;

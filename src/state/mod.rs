@@ -26,5 +26,5 @@ mod tests;
 pub use event::{Event, KillStage, Outcome, ProcessId, RunEnd, RunStep, Stamp};
 pub use plan::{Effect, plan, wake};
 pub use process::{Process, Run, RunState, Settled};
-pub use record::RecordError;
+pub use record::{RecordError, must_last};
 pub use task::{ApplyError, Kill, Leader, Pause, Phase, TaskState};

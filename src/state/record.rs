@@ -23,6 +23,18 @@ pub enum RecordError {
     Header,
 }
 
+/// Whether somebody who is told of a record of this kind must be able to rely on it: ends, and requests that were accepted.
+/// It is on disk before it is told, and so is the acceptance of its task before it is recorded.
+pub fn must_last(kind: &Kind) -> bool {
+    use proto::TaskState as T;
+    match kind {
+        Kind::Task(task) => !matches!(task.state(), T::Active | T::Cleaning | T::Finalizing),
+        Kind::Run(run) => matches!(run.state, Some(Step::Ended(_))),
+        Kind::Kill(_) | Kind::Paused(_) | Kind::Resumed(_) | Kind::Limits(_) => true,
+        _ => false,
+    }
+}
+
 impl Stamp {
     /// The time of a record.
     pub fn of(record: &proto::Record) -> Self {
@@ -245,5 +257,32 @@ impl RunState {
             Self::Killed => proto::ProcessState::Killed,
             Self::Lost => proto::ProcessState::Lost,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::{KillOrder, RunEnded, RunRunning, RunTransition, TaskState, TaskTransition};
+
+    /// Invariant 1: what somebody relies on once it was told is on disk before; what a power cut may take is not waited for.
+    #[test]
+    fn ends_and_requests_for_them_must_last() {
+        let entered = |state: TaskState| Kind::Task(TaskTransition { state: state.into() });
+        let run = |state| Kind::Run(RunTransition { state: Some(state), ..Default::default() });
+
+        for end in [TaskState::Success, TaskState::Failed, TaskState::Killed, TaskState::Lost] {
+            assert!(must_last(&entered(end)), "{end:?}");
+        }
+        assert!(must_last(&run(Step::Ended(RunEnded::default()))));
+        assert!(must_last(&Kind::Kill(KillOrder::default())));
+        assert!(must_last(&Kind::Paused(Default::default())));
+        assert!(must_last(&Kind::Resumed(Default::default())));
+        assert!(must_last(&Kind::Limits(Default::default())));
+
+        for phase in [TaskState::Active, TaskState::Cleaning, TaskState::Finalizing] {
+            assert!(!must_last(&entered(phase)), "{phase:?}");
+        }
+        assert!(!must_last(&run(Step::Running(RunRunning::default()))));
     }
 }

@@ -204,8 +204,7 @@ fn a_runner_that_takes_over_keeps_the_user() {
     let processes = [p("a", gate.hold()), p("last", "id -u").finalizer()];
     let mut running = scene.spawn_with(&task(processes), &["--user", "nobody"]);
     running.wait_until_running("a", 0);
-    scene.runner().kill();
-    drop(running);
+    scene.kill_runner(running);
     gate.open();
 
     scene.resume().finish().assert("SUCCESS", &[("a", "S"), ("last", "S")]);

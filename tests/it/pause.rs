@@ -131,14 +131,13 @@ fn what_was_asked_before_is_as_good_as_done() {
 #[test]
 fn a_pause_outlives_its_runner() {
     let scene = Scene::new();
-    let mut following = running(&scene, &task([counter()]));
+    let following = running(&scene, &task([counter()]));
     scene.pause();
-    scene.runner().kill();
-    following.pid().kill();
+    scene.kill_runner(following);
     assert!(scene.is_frozen());
     assert!(scene.status()["pausedSince"].is_string());
 
-    following = scene.resume();
+    let mut following = scene.resume();
     following.wait_for(|event| event.get("pause").is_some());
     let runner = scene.runner();
     assert!(scene.is_frozen() && !scene.moves());
@@ -164,11 +163,12 @@ fn what_was_recorded_is_done_by_the_next_runner() {
         if !is_frozen {
             scene.pause();
         }
+        // Nobody is there to start another runner.
+        drop(following);
 
         let told = scene.dewar(&[command, scene.id()]);
         assert!(told.stderr.contains("died before it answered"), "{told:?}");
         assert_eq!(scene.is_frozen(), !is_frozen, "{point}: not done yet");
-        following.finish();
         let following = scene.resume();
         wait_until("it is made good", || scene.is_frozen() == is_frozen);
 
@@ -182,8 +182,7 @@ fn what_was_recorded_is_done_by_the_next_runner() {
 fn a_task_whose_runner_died_can_be_paused() {
     let scene = Scene::new();
     let following = running(&scene, &task([counter()]));
-    scene.runner().kill();
-    following.pid().kill();
+    scene.kill_runner(following);
 
     scene.pause();
 
@@ -361,8 +360,7 @@ fn a_runner_that_is_started_to_hear_a_request_begins_nothing_before_it() {
         let again = p("a", "echo >> runs; exit 1").max_failures(0).with("min_duration", 0.3);
         let mut following = scene.spawn(&task([again]));
         following.wait_for_run("a", 0, "FAILED");
-        scene.runner().kill();
-        following.pid().kill();
+        scene.kill_runner(following);
         std::thread::sleep(Duration::from_millis(400));
 
         let told = scene.dewar(&[command, scene.id()]);

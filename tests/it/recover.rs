@@ -11,17 +11,51 @@ use dewar::sys::pidfd::ProcessId;
 use dewar::task::{ProcessName, TaskId};
 use nix::unistd::Pid as RawPid;
 
-use crate::support::{Following, Pid, Scene, is_alive, p, seconds, seconds_between, task};
+use crate::support::{Pid, Scene, is_alive, p, seconds, seconds_between, task};
 
-/// Kills the runner of a task that is followed, which then says what to do.
-#[track_caller]
-fn kill_runner(scene: &Scene, following: Following) {
+/// Whoever follows a task starts another runner where one was killed.
+#[test]
+fn a_task_that_is_followed_goes_on_with_another_runner() {
+    let scene = Scene::new();
+    let gate = scene.gate("gate");
+    let mut running = scene.spawn(&task([p("a", gate.hold() + "; exit 5"), p("b", "true")]));
+    let (pid, _) = running.wait_until_running("a", 0);
+    let killed = scene.runner();
+
+    killed.kill();
+
+    scene.wait_until_led_by_another(&killed);
+    gate.open();
+    let ended = running.finish();
+    ended.assert("FAILED", &[("a", "F"), ("b", "S")]);
+    assert_eq!(ended.run("a", 0)["pid"], pid.number(), "{ended}");
+    assert!(ended.stderr.contains("died by signal 9; another goes on"), "{ended}");
+}
+
+/// A runner that is killed again and again is not started for ever.
+#[test]
+fn the_third_death_of_a_runner_in_a_row_is_the_last() {
+    let scene = Scene::new();
+    let gate = scene.gate("gate");
+    let mut running = scene.spawn(&task([p("a", gate.hold())]));
+    running.wait_until_running("a", 0);
+
+    for _ in 0..2 {
+        let killed = scene.runner();
+        killed.kill();
+        scene.wait_until_led_by_another(&killed);
+    }
     scene.runner().kill();
-
-    let ended = following.finish();
+    let ended = running.finish();
 
     assert_eq!(ended.status, Some(5), "{ended}");
-    assert!(ended.stderr.contains(&format!("dewar resume {}", scene.id())), "{ended}");
+    let said = format!(
+        "died by signal 9, the 3rd within 10 s; `dewar resume {}` goes on with the task",
+        scene.id()
+    );
+    assert!(ended.stderr.contains(&said), "{ended}");
+    gate.open();
+    scene.resume().finish().assert("SUCCESS", &[("a", "S")]);
 }
 
 /// S21
@@ -31,7 +65,7 @@ fn a_run_that_ends_while_there_is_no_runner_keeps_its_exit_status() {
     let gate = scene.gate("gate");
     let mut running = scene.spawn(&task([p("a", gate.hold() + "; exit 5")]));
     let (_, coordinator) = running.wait_until_running("a", 0);
-    kill_runner(&scene, running);
+    scene.kill_runner(running);
 
     gate.open();
     coordinator.wait();
@@ -55,7 +89,7 @@ fn what_still_runs_is_adopted() {
     let gate = scene.gate("gate");
     let mut running = scene.spawn(&task([p("a", gate.hold())]));
     let (pid, _) = running.wait_until_running("a", 0);
-    kill_runner(&scene, running);
+    scene.kill_runner(running);
 
     let mut resumed = scene.resume();
     let (adopted, _) = resumed.wait_until_running("a", 0);
@@ -114,10 +148,8 @@ fn runner_and_coordinator_may_die_together() {
     let mut running = scene.spawn(&task([p("a", command)]));
     up.wait();
     let (pid, coordinator) = running.wait_until_running("a", 0);
-    let runner = scene.runner();
-    runner.kill();
+    scene.kill_runner(running);
     coordinator.kill();
-    drop(running);
     assert!(is_alive(pid.number()), "nobody is there to kill the run");
 
     let mut resumed = scene.resume();
@@ -138,7 +170,7 @@ fn a_kill_survives_the_runner_with_its_first_deadline() {
     scene.kill(&["--wait", "2s"]);
     let asked = running.wait_for(|event| event.get("kill").is_some());
     running.wait_for_state("CLEANING");
-    kill_runner(&scene, running);
+    scene.kill_runner(running);
 
     // A deadline that began anew would now be a second later.
     std::thread::sleep(std::time::Duration::from_secs(1));
@@ -356,7 +388,7 @@ fn a_corrupt_task_can_be_killed_through_its_cgroup() {
     let mut running = scene.spawn(&task([p("a", "exec sleep 60")]));
     let (pid, coordinator) = running.wait_until_running("a", 0);
     let cgroup = scene.cgroup().unwrap();
-    kill_runner(&scene, running);
+    scene.kill_runner(running);
     damage(&scene);
 
     let told = scene.dewar(&["kill", scene.id()]);
@@ -379,8 +411,8 @@ fn after_a_boot_no_recorded_pid_is_touched() {
     up.wait();
     // The run may be ahead of the runner's record of it.
     running.wait_until_running("a", 0);
-    stop_the_machine(&scene);
     drop(running);
+    stop_the_machine(&scene);
     let mut stranger = Command::new("sleep").arg("60").spawn().unwrap();
     let stranger_pid = RawPid::from_raw(stranger.id().cast_signed());
     boot_again(&scene, ProcessId::of(stranger_pid).unwrap());
@@ -401,8 +433,8 @@ fn a_process_whose_stream_a_power_cut_emptied_is_run_again() {
     let scene = Scene::new();
     let mut running = scene.spawn(&task([p("a", "[ -e ran ] || { touch ran; exec sleep 60; }")]));
     running.wait_until_running("a", 0);
-    stop_the_machine(&scene);
     drop(running);
+    stop_the_machine(&scene);
     boot_again(&scene, ProcessId::of(RawPid::this()).unwrap());
     let (root, task) = (Root::new(scene.root()).unwrap(), TaskId::new(scene.id()).unwrap());
     let stream = Identity::coordinator(task, ProcessName::new("a").unwrap());

@@ -103,8 +103,7 @@ fn a_runner_that_takes_over_enforces_what_was_changed() {
     let following = running(&scene, sleeps("a"));
     scene.updated(&["hugetlb[2MB]=8MB"]);
     assert_eq!(held(scene.in_task()), "8388608");
-    scene.runner().kill();
-    following.pid().kill();
+    scene.kill_runner(following);
     fs::write(scene.in_task(), "max").unwrap();
 
     let following = scene.resume();
@@ -125,10 +124,10 @@ fn a_change_that_was_recorded_is_made_by_the_next_runner() {
     command.env("DEWAR_FAILPOINT", format!("runner::limit=kill@{}", token.display()));
     let mut following = scene.follow(command);
     following.wait_until_running("a", 0);
+    drop(following);
 
     let told = scene.update(&["hugetlb[2MB]=8MB"]);
 
-    // The client starts another runner when the first one dies before it has answered; that one finds nothing to change.
     assert_eq!(told.status, Some(5), "{told:?}");
     assert!(told.stderr.contains("died before it answered"), "{told:?}");
     let following = scene.resume();

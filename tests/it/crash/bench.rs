@@ -65,6 +65,11 @@ impl Bench {
         &self.root
     }
 
+    /// The base cgroup.
+    pub(super) fn base(&self) -> &Path {
+        &self.base
+    }
+
     /// A directory beside the root.
     pub(super) fn dir(&self) -> &Path {
         &self.dir
@@ -270,6 +275,12 @@ impl Bench {
             }
         }
         steps
+    }
+
+    /// Waits for the end of a task that goes on by itself.
+    pub(super) fn wait_over(&self, task: &TaskId) {
+        wait_for("it does not end", || self.root.task(Place::Finished, task).exists());
+        self.assert_over(task);
     }
 
     /// Invariants 1 to 3 of a task that should be over, and that nothing was left behind.

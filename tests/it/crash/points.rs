@@ -42,10 +42,12 @@ impl Accident {
         Self { point, action, passes, certain, containment: Containment::Cgroup }
     }
 
-    /// Runs that it may take: a coordinator that dies takes its own.
+    /// Runs that it may take: a coordinator that dies takes its own, and a task that may not last is not left to run.
     fn losses(&self) -> usize {
         let deadly = matches!(self.action.as_str(), "kill" | "panic");
-        if deadly && self.point.starts_with("coordinator::") { self.passes.len() } else { 0 }
+        let is_coordinator = self.point.starts_with("coordinator::");
+        let is_uncertain = self.point == "runner::acceptance" && !deadly;
+        if deadly && is_coordinator || is_uncertain { self.passes.len() } else { 0 }
     }
 }
 

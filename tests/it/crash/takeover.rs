@@ -250,6 +250,8 @@ fn a_coordinator_that_comes_and_goes_unseen_has_run_its_run() {
     runner.kill();
 
     let (mut second, _) = start_stopping(&bench, &task, "runner::attaching");
+    // The coordinator has been stopped all along.
+    wait_for("the second runner does not stop", || is_stopped(second.pid()));
     continue_process(coordinator);
     wait_for("the coordinator goes on alone", || !is_alive(coordinator));
     continue_process(second.pid());
@@ -259,6 +261,41 @@ fn a_coordinator_that_comes_and_goes_unseen_has_run_its_run() {
     let history = bench.history(&task);
     assert_eq!(history.states(), ["S"]);
     assert_eq!(coordinator_pid(&history, 0), coordinator);
+}
+
+/// D24: what a signal asks for is not forgotten, however early it comes.
+#[test]
+fn a_signal_to_a_runner_that_does_not_lead_yet_is_a_kill() {
+    let bench = Bench::new();
+    let task = bench.accept("t", &waiting("exit 0"));
+    let (mut runner, _) = start_stopping(&bench, &task, "runner::replayed");
+
+    kill(Pid::from_raw(runner.pid()), Signal::SIGUSR1).unwrap();
+    continue_process(runner.pid());
+
+    assert!(runner.wait().success());
+    bench.assert_over(&task);
+    assert_eq!(bench.history(&task).phase(), Some(Phase::Killed));
+}
+
+/// D24: a coordinator has none of its runner's handlers, and ends with its run.
+#[test]
+fn a_signal_to_a_coordinator_changes_nothing() {
+    let bench = Bench::new();
+    let task = bench.accept("t", &waiting("exit 0"));
+    let mut runner = bench.start(&task);
+    let history = bench.wait_running(&task, 0, 0);
+    let coordinator = Pid::from_raw(coordinator_pid(&history, 0));
+
+    for signal in [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGTERM, Signal::SIGINT] {
+        kill(coordinator, signal).unwrap();
+    }
+    let_go(&bench, &task);
+
+    assert!(runner.wait().success());
+    bench.assert_over(&task);
+    let history = bench.history(&task);
+    assert_eq!((history.phase(), history.states()), (Some(Phase::Success), vec!["S".to_owned()]));
 }
 
 /// Invariant 2, where it is kept: whatever made a runner want to begin a run, its stream has the last word.

@@ -20,6 +20,7 @@ use super::leak;
 use super::lines::Lines;
 use super::process::Pid;
 use super::task::Task;
+use super::time::wait_until;
 
 /// The program under test; its runner is beside it. The tests in `vm-tests/guest` are of another package, to which cargo
 /// does not tell where it is: in the guest it is installed.
@@ -271,6 +272,25 @@ impl Scene {
         let status = self.status();
         let pid = status["runnerPid"].as_i64().unwrap_or_else(|| panic!("no runner: {status}"));
         Pid::of(i32::try_from(pid).unwrap())
+    }
+
+    /// Kills the runner, and first whoever follows the task: that would start another one.
+    #[track_caller]
+    pub(crate) fn kill_runner(&self, following: Following) {
+        let runner = self.runner();
+        drop(following);
+        runner.kill();
+    }
+
+    /// Waits until another runner than `before` holds the task.
+    #[track_caller]
+    pub(crate) fn wait_until_led_by_another(&self, before: &Pid) {
+        let root = Root::new(self.root()).unwrap();
+        let stream = Identity::runner(TaskId::new(self.id()).unwrap());
+        wait_until("no other runner comes", || {
+            let leader = lock::holder(&root, &stream).unwrap().and_then(|holder| holder.pid);
+            leader.is_some_and(|leader| leader != before.number())
+        });
     }
 
     /// Waits until no runner holds the task: one that has told its end may still file it away.

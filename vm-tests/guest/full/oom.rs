@@ -195,10 +195,9 @@ fn an_oom_kill_is_the_same_verdict_without_a_runner() {
         scene.spawn(&task([p("hog", cmdline).with("resources", json!({ "ram": "16MiB" }))]));
     let (_, coordinator) = running.wait_until_running("hog", 0);
     told.wait();
-    scene.runner().kill();
+    scene.kill_runner(running);
     hold.open();
     coordinator.wait();
-    running.finish();
 
     let ended = scene.resume().finish();
 

@@ -1,0 +1,72 @@
+//! That the task is on disk, before anything is recorded that somebody may rely on.
+//!
+//! A runner begins while its acceptance is still being synced: whoever accepts the task tells nobody before that is done, but
+//! what the runner records is seen by all. So the runner holds back ends and accepted requests until it was told
+//! that the acceptance is durable, or has made it so: a record that must last (`state::must_last`) is never in the
+//! stream of a task that a power cut may take.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use super::{Runner, RunnerError};
+use crate::checkpoint::tasks;
+use crate::failpoint::{Failpoint, hit};
+use crate::launch;
+use crate::sys::pidfd;
+
+/// What the acceptance of the task is known by.
+pub(super) struct Acceptance {
+    /// Where whoever started the runner says that it is on disk. `None`: nobody will.
+    word: Option<OwnedFd>,
+}
+
+impl Acceptance {
+    /// `follower` is the descriptor that the runner was started with.
+    pub(super) fn new(follower: Option<&OwnedFd>) -> Self {
+        // Without a descriptor of its own it is synced here.
+        Self { word: follower.and_then(|follower| follower.try_clone().ok()) }
+    }
+
+    fn is_durable(&self) -> bool {
+        self.word.as_ref().is_some_and(|word| launch::is_confirmed(word.as_fd()))
+    }
+}
+
+impl Runner {
+    /// Makes sure, before the first record that must last is written, that the acceptance of the task is on disk.
+    ///
+    /// A sync that failed is final, as for the stream. Nobody was told of the task, and nobody can be: nothing of it is left to
+    /// run.
+    ///
+    /// # Errors
+    ///
+    /// [`RunnerError::Uncertain`] is final; another is tried again.
+    pub(super) fn rely_on_acceptance(&mut self) -> Result<(), RunnerError> {
+        let Some(acceptance) = self.acceptance.as_ref().filter(|_| self.must_last) else {
+            return Ok(());
+        };
+        if !acceptance.is_durable() {
+            let active = tasks::open_active(&self.root)?;
+            let synced = hit(Failpoint::RunnerAcceptance).and_then(|()| active.sync_all());
+            if let Err(error) = synced {
+                self.abandon();
+                return Err(RunnerError::Uncertain(error));
+            }
+        }
+        self.acceptance = None;
+        Ok(())
+    }
+
+    /// Kills whatever lives of the task. Coordinators go first, so that they start nothing behind it; the next runner finds
+    /// their runs LOST.
+    fn abandon(&self) {
+        for (&process, live) in &self.live {
+            if let Some(coordinator) = &live.coordinator {
+                let _ = pidfd::send_signal(coordinator.pidfd.as_fd(), libc::SIGKILL);
+            }
+            self.signal_first(process, libc::SIGKILL);
+        }
+        if let Some(cgroup) = &self.cgroup {
+            let _ = cgroup.kill();
+        }
+    }
+}
