@@ -264,8 +264,8 @@ fn what_cannot_be_run_says_why() {
     };
     let fields = |status: &Status| {
         let details = status.get_error_details();
-        let bad = details.bad_request().cloned().unwrap_or_default();
-        bad.field_violations.into_iter().map(|of| of.field).collect::<Vec<_>>()
+        let bad = details.bad_request().map(|bad| bad.field_violations.clone());
+        bad.into_iter().flatten().map(|of| of.field).collect::<Vec<_>>()
     };
     let fails = |node: &mut Node, first: Asked| match node.call(first) {
         Err(status) => status,
