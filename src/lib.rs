@@ -33,6 +33,8 @@
 //! - [`remove`]: removes what is kept of a task that is over
 //! - [`observe`]: reads and follows the streams for that
 //! - [`meter`]: samples what a task uses, and adds up what is recorded
+//! - [`logs`]: reads and follows the logs of runs
+//! - [`files`]: lists and reads the files of a sandbox
 //! - [`control`]: asks a live runner for the end of its task, or to be nudged
 //! - [`reach`]: the same, where a runner may have to be started first
 //! - [`daemon`]: serves all of it over gRPC
@@ -54,8 +56,10 @@ pub mod coordinator;
 pub mod daemon;
 pub mod exec;
 pub mod failpoint;
+pub mod files;
 pub mod identity;
 pub mod launch;
+pub mod logs;
 pub mod meter;
 pub mod observe;
 pub mod proto;

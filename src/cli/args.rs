@@ -465,7 +465,8 @@ const TAIL_EXAMPLES: &str = "\
 Examples:
   dewar tail web-20260801-093000.123456     the log of its last run
   dewar tail -f ID server --stderr          follow the errors of one process, across retries, to the end of the task
-  dewar tail ID server --run 0 > log        the log of its first run, byte for byte";
+  dewar tail ID server --run 0 > log        the log of its first run, byte for byte
+  dewar tail -f ID server --tail 10         the last ten lines, and what comes after them";
 
 /// `dewar tail`.
 #[derive(Debug, Args)]
@@ -494,6 +495,10 @@ pub(super) struct Tail {
     /// Go on with what is written and with later runs, until the task (with --run: the run) ends [default: no]
     #[arg(short, long)]
     pub(super) follow: bool,
+
+    /// Begin with the last N lines of the run, 0: with what comes after them [default: with its first line]
+    #[arg(long, value_name = "N")]
+    pub(super) tail: Option<u64>,
 
     /// Print control characters to a terminal as they are [default: shown as \x1b and the like]
     #[arg(long)]

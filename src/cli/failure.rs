@@ -9,6 +9,7 @@ use super::term::escape;
 use crate::causes::chain;
 use crate::checkpoint::IoError;
 use crate::checkpoint::paths::RootError;
+use crate::logs::LogError;
 use crate::observe::ObserveError;
 
 /// Exit status of a task that was followed to its end, and of commands (docs: `dewar --help`).
@@ -77,6 +78,12 @@ impl fmt::Display for Failure {
 
 impl From<ObserveError> for Failure {
     fn from(error: ObserveError) -> Self {
+        Self::unavailable(&error)
+    }
+}
+
+impl From<LogError> for Failure {
+    fn from(error: LogError) -> Self {
         Self::unavailable(&error)
     }
 }

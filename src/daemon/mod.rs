@@ -10,19 +10,22 @@
 //! | `listen.rs` | who may connect, and who is it? |
 //! | `peer.rs` | what may a caller see and do? |
 //! | `control.rs`, `launch.rs`, `exec.rs` | `RunnerService` |
-//! | `observe.rs`, `watch.rs` | `ObserverService` |
+//! | `observe.rs`, `watch.rs`, `usage.rs`, `logs.rs`, `files.rs` | `ObserverService` |
 //! | `status.rs` | how is an error told? |
 #![allow(clippy::disallowed_methods, reason = "a server")]
 
 mod control;
 mod exec;
+mod files;
 mod follow;
 mod launch;
 mod listen;
+mod logs;
 mod observe;
 mod peer;
 mod registry;
 mod status;
+mod usage;
 mod watch;
 
 use std::io;
@@ -37,6 +40,7 @@ use tonic::transport::Server;
 use crate::cgroup::{self, Base, FindError};
 use crate::checkpoint::paths::RootError;
 use crate::checkpoint::{IoError, Root};
+use crate::logs::{WatchError, Watches};
 use crate::proto::Timestamp;
 use crate::proto::observer_service_server::ObserverServiceServer;
 use crate::proto::runner_service_server::RunnerServiceServer;
@@ -88,6 +92,9 @@ pub enum ServeError {
     /// Another daemon serves this root.
     #[error("another daemon serves {}", .0.display())]
     Served(PathBuf),
+    /// Logs cannot be followed.
+    #[error(transparent)]
+    Watch(#[from] WatchError),
     /// There is no socket to listen on.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -121,6 +128,9 @@ pub(crate) struct Node {
     pub(crate) base: Result<Base, FindError>,
     pub(crate) cgroup_base: Option<PathBuf>,
     pub(crate) started: Timestamp,
+    /// Wakes whoever follows logs.
+    pub(crate) watches: Watches,
+    pub(crate) meters: usage::Meters,
     /// Becomes true once the daemon is to stop.
     pub(crate) stopping: cell::Receiver<bool>,
 }
@@ -151,8 +161,11 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
     let (stop, stopping) = cell::channel(false);
     let started = Timestamp::from_unix_nanos(clock::now().wall);
     let door = follower.door();
-    let node = Arc::new(Node { root, registry, door, base, cgroup_base, started, stopping });
+    let (watches, meters) = (Watches::new()?, usage::Meters::new(root.clone()));
+    let node = Node { root, registry, door, base, cgroup_base, started, watches, meters, stopping };
+    let node = Arc::new(node);
     let served = runtime.block_on(async {
+        tokio::spawn(logs::dispatch(node.watches.clone()));
         let listener = listen::bind(socket, socket_mode, admins)?;
         tracing::info!(socket = %listener.name(), root = %node.root.path().display(), "serving");
         run(node, listener, admins, stop).await

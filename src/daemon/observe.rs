@@ -10,12 +10,14 @@ use tonic::{Request, Response, Status};
 use super::control::block;
 use super::peer::Peer;
 use super::watch::{self, Filter};
-use super::{Node, status};
+use super::{Node, files, logs, status, usage};
 use crate::causes::chain;
 use crate::proto::observer_service_server::ObserverService;
 use crate::proto::{
-    GetNodeRequest, GetNodeResponse, GetTaskRequest, GetTaskResponse, ListTasksRequest,
-    ListTasksResponse, WatchTasksRequest, WatchTasksResponse,
+    GetNodeRequest, GetNodeResponse, GetTaskRequest, GetTaskResponse, GetUsageRequest,
+    GetUsageResponse, ListFilesRequest, ListFilesResponse, ListTasksRequest, ListTasksResponse,
+    ReadFileRequest, ReadFileResponse, ReadLogsRequest, ReadLogsResponse, WatchTasksRequest,
+    WatchTasksResponse, WatchUsageRequest, WatchUsageResponse,
 };
 use crate::request;
 use crate::task::TaskId;
@@ -101,43 +103,49 @@ impl ObserverService for Observe {
 
     async fn get_usage(
         &self,
-        _: Request<crate::proto::GetUsageRequest>,
-    ) -> Result<Response<crate::proto::GetUsageResponse>, Status> {
-        Err(Status::unimplemented("GetUsage"))
+        request: Request<GetUsageRequest>,
+    ) -> Result<Response<GetUsageResponse>, Status> {
+        let peer = Peer::of(&request)?;
+        let usage = usage::get(self.node.clone(), peer, request.into_inner()).await?;
+        Ok(Response::new(GetUsageResponse { usage: Some(usage) }))
     }
 
-    type WatchUsageStream = Answers<crate::proto::WatchUsageResponse>;
+    type WatchUsageStream = Answers<WatchUsageResponse>;
 
     async fn watch_usage(
         &self,
-        _: Request<crate::proto::WatchUsageRequest>,
+        request: Request<WatchUsageRequest>,
     ) -> Result<Response<Self::WatchUsageStream>, Status> {
-        Err(Status::unimplemented("WatchUsage"))
+        let peer = Peer::of(&request)?;
+        usage::watch(self.node.clone(), peer, request.into_inner()).map(Response::new)
     }
 
-    type ReadLogsStream = Answers<crate::proto::ReadLogsResponse>;
+    type ReadLogsStream = Answers<ReadLogsResponse>;
 
     async fn read_logs(
         &self,
-        _: Request<crate::proto::ReadLogsRequest>,
+        request: Request<ReadLogsRequest>,
     ) -> Result<Response<Self::ReadLogsStream>, Status> {
-        Err(Status::unimplemented("ReadLogs"))
+        let peer = Peer::of(&request)?;
+        logs::read(self.node.clone(), peer, request.into_inner()).await.map(Response::new)
     }
 
     async fn list_files(
         &self,
-        _: Request<crate::proto::ListFilesRequest>,
-    ) -> Result<Response<crate::proto::ListFilesResponse>, Status> {
-        Err(Status::unimplemented("ListFiles"))
+        request: Request<ListFilesRequest>,
+    ) -> Result<Response<ListFilesResponse>, Status> {
+        let peer = Peer::of(&request)?;
+        files::list(self.node.clone(), peer, request.into_inner()).await.map(Response::new)
     }
 
-    type ReadFileStream = Answers<crate::proto::ReadFileResponse>;
+    type ReadFileStream = Answers<ReadFileResponse>;
 
     async fn read_file(
         &self,
-        _: Request<crate::proto::ReadFileRequest>,
+        request: Request<ReadFileRequest>,
     ) -> Result<Response<Self::ReadFileStream>, Status> {
-        Err(Status::unimplemented("ReadFile"))
+        let peer = Peer::of(&request)?;
+        files::read(self.node.clone(), peer, request.into_inner()).await.map(Response::new)
     }
 
     async fn get_node(

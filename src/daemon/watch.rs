@@ -126,7 +126,7 @@ fn bad_cursor(cursor: &str) -> Status {
 type ToClient = mpsc::Sender<Result<WatchTasksResponse, Status>>;
 
 /// Why a watcher stops.
-enum Stop {
+pub(super) enum Stop {
     /// Its client is gone.
     Gone,
     /// That is all there is.
@@ -142,7 +142,11 @@ impl From<Status> for Stop {
 }
 
 /// Runs a watcher until it stops, its client leaves, or the daemon does.
-async fn finish(node: &Node, to_client: &ToClient, told: impl Future<Output = Result<(), Stop>>) {
+pub(super) async fn finish<T>(
+    node: &Node,
+    to_client: &mpsc::Sender<Result<T, Status>>,
+    told: impl Future<Output = Result<(), Stop>>,
+) {
     let mut stopping = node.stopping.clone();
     let stop = tokio::select! {
         told = told => told.err().unwrap_or(Stop::End),

@@ -119,7 +119,7 @@ pub enum PathError {
 
 impl PathError {
     /// What `errno` of `call` on `path` means.
-    fn of(call: &'static str, path: &Path, errno: Errno) -> Self {
+    pub(crate) fn of(call: &'static str, path: &Path, errno: Errno) -> Self {
         let path = path.to_owned();
         match errno {
             Errno::ELOOP => Self::Link { path },

@@ -34,6 +34,17 @@ pub fn open_beneath(
     openat2(dir, name, how(flags, mode).resolve(without_links() | ResolveFlag::RESOLVE_BENEATH))
 }
 
+/// As [`open_beneath`], of what exists; and no component may be on another mount than `dir`, which includes what is
+/// mounted at the last one.
+///
+/// # Errors
+///
+/// Those of `openat2(2)`: `ELOOP` for a symbolic link, `EXDEV` for a way out or another mount, `ENOSYS` before Linux 5.6.
+pub fn open_on_one_mount(dir: BorrowedFd<'_>, name: &CStr, flags: OFlag) -> Result<OwnedFd, Errno> {
+    let resolve = without_links() | ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_XDEV;
+    openat2(dir, name, how(flags, Mode::empty()).resolve(resolve))
+}
+
 /// Opens the directory at the absolute `path`, no component of which may be a link.
 ///
 /// # Errors

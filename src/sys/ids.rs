@@ -6,7 +6,7 @@
 #![allow(unsafe_code)]
 
 use nix::errno::Errno;
-use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
+use nix::unistd::{Gid, Uid, geteuid, setfsgid, setfsuid};
 
 use super::check;
 
@@ -125,6 +125,46 @@ pub fn set_gid(gid: u32) -> Result<(), Errno> {
 pub fn set_uid(uid: u32) -> Result<(), Errno> {
     // SAFETY: setresuid(2) takes three integers.
     check(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) }).map(drop)
+}
+
+/// Runs `body` with the rights on files that user `uid` has with these groups, and without capabilities. Only root can, for
+/// another than itself.
+///
+/// Ids and capabilities belong to a thread, so that `body` gets one of its own, and they end with it.
+///
+/// # Errors
+///
+/// `EPERM` for another user than this one, if this is not root; `EAGAIN` if there is no thread to be had; those of
+/// `setgroups(2)` and `capset(2)`.
+pub fn as_file_user<T: Send>(
+    uid: u32,
+    gid: u32,
+    groups: &[u32],
+    body: impl FnOnce() -> T + Send,
+) -> Result<T, Errno> {
+    let own = geteuid().as_raw();
+    if uid == own {
+        return Ok(body());
+    }
+    if own != 0 {
+        return Err(Errno::EPERM);
+    }
+    std::thread::scope(|scope| {
+        let spawned = std::thread::Builder::new().spawn_scoped(scope, || {
+            set_groups(groups)?;
+            setfsgid(Gid::from_raw(gid));
+            setfsuid(Uid::from_raw(uid));
+            set_capabilities(Capabilities::default())?;
+            // The two calls tell nothing of an id that does not exist here: setfsuid(2).
+            if uids()?.file_system == uid && gids()?.file_system == gid {
+                Ok(body())
+            } else {
+                Err(Errno::EINVAL)
+            }
+        });
+        let thread = spawned.map_err(|_| Errno::EAGAIN)?;
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 /// Whether this thread, which is not root's and has gid `gid`, gets uid 0 by `setuid(0)`, or gid 0

@@ -179,6 +179,9 @@ fn tail_prints_the_log_that_was_asked_for() {
         (&["a", "--run", "0"], "out of run 0\n"),
         (&["a", "--run", "0", "--stderr"], "err of run 0\n"),
         (&["-f", "a"], "out of run 1\n"),
+        (&["a", "--tail", "1"], "out of run 1\n"),
+        (&["a", "--tail", "0"], ""),
+        (&["-f", "a", "--run", "0", "--tail", "1"], "out of run 0\n"),
     ] {
         let told = scene.dewar(&[&["tail", scene.id()], arguments].concat());
 

@@ -2,6 +2,7 @@
 
 mod exec;
 mod node;
+mod reading;
 
 use dewar::proto::watch_tasks_response::Message;
 use dewar::proto::{
