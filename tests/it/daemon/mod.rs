@@ -1,5 +1,6 @@
 //! `dewar serve`, by a client over its socket.
 
+mod exec;
 mod node;
 
 use dewar::proto::watch_tasks_response::Message;
