@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{MsgFlags, recv};
 use nix::sys::stat::Mode;
 use prost::Message;
 
@@ -149,14 +151,25 @@ fn silent(root: &Root, task: &TaskId) -> ControlError {
     ControlError::Silent { task: task.clone(), runner: state.unwrap_or_default() }
 }
 
+/// How long a runner may take to hear that it is followed; one that is stopped is followed without.
+const HEARING: Duration = Duration::from_secs(1);
+
 /// Follows a live runner: one byte can be read for each turn that recorded something, the first at once; the end comes
 /// with the end of the runner.
 ///
 /// # Errors
 ///
-/// [`ControlError`].
+/// [`ControlError`]; [`ControlError::Absent`] also of a runner that is dying: its socket may take a request that it never hears.
 pub fn follow(root: &Root, task: &TaskId) -> Result<OwnedFd, ControlError> {
-    ask(root, task, Request::Follow(Follow {}))
+    let ours = ask(root, task, Request::Follow(Follow {}))?;
+    let mut fds = [PollFd::new(ours.as_fd(), PollFlags::POLLIN)];
+    // Cut short by a signal, it is followed without.
+    let heard = poll(&mut fds, PollTimeout::try_from(HEARING).unwrap_or(PollTimeout::MAX));
+    let look = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    if heard == Ok(1) && recv(ours.as_raw_fd(), &mut [0], look) == Ok(0) {
+        return Err(ControlError::Absent(task.clone()));
+    }
+    Ok(ours)
 }
 
 fn ask(root: &Root, task: &TaskId, request: Request) -> Result<OwnedFd, ControlError> {
@@ -182,4 +195,48 @@ fn short(socket: &Path) -> Result<(OwnedFd, PathBuf), Errno> {
     let name = socket.file_name().unwrap_or_default();
     let path = PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd())).join(name);
     Ok((dir, path))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+    use crate::testing::TempDir;
+
+    /// Listens as the runner of a task, and does with the first request what is asked for.
+    fn followed(hears: impl FnOnce(socket::Datagram) + Send) -> Result<OwnedFd, ControlError> {
+        let dir = TempDir::new();
+        let root = Root::new(dir.path()).unwrap();
+        let task = TaskId::new("task").unwrap();
+        std::fs::create_dir_all(root.checkpoint(&task)).unwrap();
+        let runner = socket::bind_datagram(&root.control(&task)).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                poll(&mut [PollFd::new(runner.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE)
+                    .unwrap();
+                hears(socket::receive(runner.as_fd()).unwrap().unwrap());
+            });
+            follow(&root, &task)
+        })
+    }
+
+    #[test]
+    fn a_runner_that_dies_before_it_hears_of_its_follower_is_absent() {
+        let followed = followed(drop);
+
+        assert!(matches!(followed, Err(ControlError::Absent(_))), "{followed:?}");
+    }
+
+    #[test]
+    fn the_first_nudge_is_left_to_the_follower() {
+        let followed = followed(|datagram| {
+            let mut nudges = UnixStream::from(datagram.fd.unwrap());
+            std::io::Write::write_all(&mut nudges, &[0]).unwrap();
+        });
+
+        let mut nudges = Vec::new();
+        UnixStream::from(followed.unwrap()).read_to_end(&mut nudges).unwrap();
+        assert_eq!(nudges, [0]);
+    }
 }

@@ -191,8 +191,6 @@ pub struct Request {
     pub terminal: Option<Size>,
     /// The process and run that it is told to belong to, in its environment.
     pub run: Option<(ProcessName, u32)>,
-    /// Soft limit of open descriptors; `None`: ours, which a server has raised for itself.
-    pub descriptors: Option<u64>,
 }
 
 impl Request {
@@ -301,7 +299,6 @@ impl Place {
             env: &env,
             cwd: request.cwd.as_deref(),
             terminal: request.terminal.is_some(),
-            descriptors: request.descriptors,
         };
         let start = Start::prepare_command(&command, standard).map_err(failed)?;
         if leaf.is_killed.load(Ordering::SeqCst) {

@@ -19,7 +19,7 @@ use super::group::own_pids;
 use super::host::{Mounts, Seat, Unseated};
 use super::{Applied, CgroupError, TaskCgroup, limits};
 use crate::sys::xattr;
-use crate::task::{TaskId, TaskSpec};
+use crate::task::{Resources, TaskId, TaskSpec};
 
 /// Attribute by which systemd (251) marks a cgroup that it delegated; its value is `1`.
 pub(super) const DELEGATED: &CStr = c"user.delegate";
@@ -349,8 +349,16 @@ impl Base {
     ///
     /// [`CgroupError::Reserved`]; [`CgroupError::Sys`].
     pub fn task(&self, id: &TaskId) -> Result<TaskCgroup, CgroupError> {
+        self.task_that_asks_for(id, None)
+    }
+
+    fn task_that_asks_for(
+        &self,
+        id: &TaskId,
+        wanted: Option<&Resources>,
+    ) -> Result<TaskCgroup, CgroupError> {
         self.enable_controllers();
-        TaskCgroup::create(&self.tasks, id)
+        TaskCgroup::create(&self.tasks, id.as_str(), wanted)
     }
 
     /// Makes the cgroup of task `id`, or opens it, with the limits of `spec` on the task and the controllers that its runs need.
@@ -363,8 +371,8 @@ impl Base {
         id: &TaskId,
         spec: &TaskSpec,
     ) -> Result<(TaskCgroup, Applied), CgroupError> {
-        let task = self.task(id)?;
         let limits = spec.resources.as_ref();
+        let task = self.task_that_asks_for(id, limits)?;
         let applied = limits.map(|limits| task.limit(limits, "resources")).transpose()?;
         let of_runs = spec.processes.iter().filter_map(|process| process.resources.as_deref());
         task.enable_beneath(&limits::extra_controllers_of(of_runs));

@@ -1,5 +1,7 @@
 //! Limits of what lives are changed: what is in use, and how to take a change back.
 
+use std::os::fd::{AsFd, BorrowedFd};
+
 use nix::errno::Errno;
 
 use super::{Cgroup, CgroupError, limits};
@@ -59,6 +61,13 @@ fn files(of: &Resources) -> Vec<String> {
     let named = fields.into_iter().filter(|(asked, _)| *asked).flat_map(|(_, files)| files);
     let huge = of.hugetlb.keys().map(|size| format!("hugetlb.{size}.max"));
     named.map(ToString::to_string).chain(huge).chain(of.cgroup.keys().cloned()).collect()
+}
+
+/// The cgroup: all that [`Held::put_back`] needs to be open.
+impl AsFd for Held {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.cgroup.as_fd()
+    }
 }
 
 impl Held {

@@ -64,6 +64,7 @@ pub use controllers::{Controller, Usable};
 pub use exec::ExecLeaf;
 pub use group::Cgroup;
 pub use limits::{Applied, Rounded, Shortage, Unenforceable, all_unenforceable};
+pub use stuck::unkillable;
 pub use task::{Leaf, TaskCgroup};
 pub use usage::Sampler;
 

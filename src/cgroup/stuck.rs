@@ -1,4 +1,4 @@
-//! What of a cgroup was killed and does not die.
+//! What was killed and does not die.
 //!
 //! SIGKILL ends a process as soon as it leaves the kernel, or sleeps in it interruptibly. In state D it does neither: it waits for a
 //! disk, a server of a file system, a lock. Nobody can end it; it can be told what it waits for (proc(5): `wchan`, `stack`), as
@@ -30,22 +30,33 @@ impl Cgroup {
         if !self.is_populated()? {
             return Ok(None);
         }
-        let pids = self.pids()?;
-        // One that dies meanwhile is not there to be looked at.
-        let stuck = pids.iter().filter_map(|&pid| look(pid)).take(PROCESSES_TOLD);
-        Ok(Some(Unkillable {
-            count: u32::try_from(pids.len()).unwrap_or(u32::MAX),
-            processes: stuck.collect(),
-            time: Some(Timestamp::from_unix_nanos(clock::now().wall)),
-        }))
+        Ok(Some(told(&self.pids()?)))
     }
 }
 
-/// A process, by the thread of it that is most stuck: its leader may be a zombie already.
+/// What lives of the processes `pids`, though they were killed; `None` if none does. For where there is no cgroup.
+pub fn unkillable(pids: &[i32]) -> Option<Unkillable> {
+    let pids = pids.iter().map(|&pid| Pid::from_raw(pid));
+    let alive: Vec<Pid> = pids.filter(|&pid| look(pid).is_some()).collect();
+    (!alive.is_empty()).then(|| told(&alive))
+}
+
+fn told(pids: &[Pid]) -> Unkillable {
+    // One that dies meanwhile is not there to be looked at.
+    let stuck = pids.iter().filter_map(|&pid| look(pid)).take(PROCESSES_TOLD);
+    Unkillable {
+        count: u32::try_from(pids.len()).unwrap_or(u32::MAX),
+        processes: stuck.collect(),
+        time: Some(Timestamp::from_unix_nanos(clock::now().wall)),
+    }
+}
+
+/// A process that lives, by the thread of it that is most stuck: its leader may be a zombie already.
 fn look(pid: Pid) -> Option<StuckProcess> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
     let threads = threads.filter_map(|entry| Thread::read(entry.ok()?.path()));
-    let thread = threads.max_by_key(|thread| thread.stuckness())?;
+    let thread = threads.filter(|thread| thread.stuckness() > 0);
+    let thread = thread.max_by_key(Thread::stuckness)?;
     let stack = fs::read_to_string(thread.dir.join("stack")).unwrap_or_default();
     Some(StuckProcess {
         pid: pid.as_raw(),
@@ -145,6 +156,20 @@ mod tests {
         assert_eq!((told.count, told.processes.len()), (1, 1));
         assert_eq!((process.pid, &*process.name), (inhabitant.pid().as_raw(), "sh"));
         let _ = nix::sys::signal::kill(inhabitant.pid(), nix::sys::signal::Signal::SIGCONT);
+    }
+
+    #[test]
+    fn without_a_cgroup_what_lives_is_told_and_what_is_dead_is_not() {
+        let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+
+        let alive = unkillable(&[pid, i32::MAX]).unwrap();
+        child.kill().unwrap();
+        // It is a zombie until it is waited for.
+        crate::cgroup::scratch::eventually("its death", || unkillable(&[pid]).is_none());
+        child.wait().unwrap();
+
+        assert_eq!((alive.count, alive.processes[0].pid), (1, pid));
     }
 
     /// Half of what a coordinator sets aside for its records.

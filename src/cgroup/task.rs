@@ -21,17 +21,19 @@ pub type Leaf = Cgroup;
 pub struct TaskCgroup(Cgroup);
 
 impl TaskCgroup {
-    /// Makes the cgroup of task `id` in `tasks`, or opens it.
-    pub(super) fn create(tasks: &Dir, id: &TaskId) -> Result<Self, CgroupError> {
-        Self::create_named(tasks, id.as_str())
-    }
-
-    /// [`TaskCgroup::create`] for any name.
-    pub(super) fn create_named(tasks: &Dir, name: &str) -> Result<Self, CgroupError> {
+    /// Makes the cgroup `name` in `tasks`, or opens it, for a task that asks for `wanted`: what it will be given is not given a
+    /// default before.
+    pub(super) fn create(
+        tasks: &Dir,
+        name: &str,
+        wanted: Option<&Resources>,
+    ) -> Result<Self, CgroupError> {
         let dir = tasks.create(name)?;
         // What cannot be enabled is named where a limit needs it: the leaf has no file for it.
         controllers::enable(&[&dir], &Controller::ALWAYS);
-        limits::bound_pids(&dir)?;
+        if !wanted.is_some_and(limits::bounds_pids) {
+            limits::bound_pids(&dir)?;
+        }
         limits::bound_depth(&dir)?;
         Ok(Self(Cgroup::new(dir)?))
     }

@@ -38,7 +38,7 @@ impl<'s> Trial<'s> {
                 dir => lock(&dir?)?,
             };
             if let Some(alive) = alive {
-                let task = TaskCgroup::create_named(base.tasks(), &name)?;
+                let task = TaskCgroup::create(base.tasks(), &name, limits)?;
                 return Ok(Self { task, limits, _alive: alive });
             }
             number += 1;
@@ -128,7 +128,7 @@ mod tests {
     fn a_trial_that_a_dead_process_left_is_swept_and_a_live_one_is_not() {
         let scratch = Scratch::new();
         let tasks = scratch.base().tasks();
-        TaskCgroup::create_named(tasks, ".trial-7-0").unwrap().dir().create(RUN).unwrap();
+        TaskCgroup::create(tasks, ".trial-7-0", None).unwrap().dir().create(RUN).unwrap();
         let live = Trial::new(scratch.base(), None).unwrap();
         scratch.task("task");
 

@@ -28,7 +28,7 @@ use nix::sys::stat::umask;
 use nix::sys::time::TimeVal;
 use nix::unistd::Pid;
 
-use crate::cgroup::{Above, CgroupError, Leaf, TaskCgroup};
+use crate::cgroup::{self, Above, CgroupError, Leaf, TaskCgroup};
 use crate::checkpoint::{Instant, WriteError, Writer};
 use crate::failpoint::{Failpoint, hit};
 use crate::proto::record::Kind;
@@ -277,20 +277,10 @@ impl<'a> Coordinator<'a> {
 
     /// Kills what a run left behind, and waits until nothing of it lives. What does not die is told, and killed again.
     fn clear(&mut self, leaf: Option<&Leaf>) {
-        let Some(leaf) = leaf else {
-            // Orphans of the run became ours; children of those that die do so too.
-            while process::kill_children_except(&[]) > 0 {
-                let _ = nix::sys::wait::wait();
-            }
-            return;
-        };
         let start = std::time::Instant::now();
         let mut pause = *KILL_AGAIN.start();
         let mut told = Vec::new();
-        while leaf.is_populated().unwrap_or(true) {
-            // A kill that fails, for want of memory, is tried again.
-            let _ = leaf.kill();
-            let _ = leaf.wait_empty(std::time::Instant::now() + pause);
+        while !kill_rest(leaf, pause) {
             if start.elapsed() >= DEATH {
                 self.tell_unkillable(leaf, &mut told);
                 pause = (pause * 2).min(*KILL_AGAIN.end());
@@ -299,8 +289,12 @@ impl<'a> Coordinator<'a> {
     }
 
     /// Records what does not die, unless that was `told` already.
-    fn tell_unkillable(&mut self, leaf: &Leaf, told: &mut Vec<i32>) {
-        let Ok(Some(unkillable)) = leaf.unkillable() else { return };
+    fn tell_unkillable(&mut self, leaf: Option<&Leaf>, told: &mut Vec<i32>) {
+        let unkillable = match leaf {
+            Some(leaf) => leaf.unkillable().ok().flatten(),
+            None => cgroup::unkillable(&process::children_except(&[])),
+        };
+        let Some(unkillable) = unkillable else { return };
         let pids: Vec<i32> = unkillable.processes.iter().map(|process| process.pid).collect();
         if pids.is_empty() || pids == *told {
             return;
@@ -385,6 +379,25 @@ fn leave_runner(job: &Job<'_>) -> io::Result<()> {
     ])?;
     nix::sys::prctl::set_name(c"dewar-coord")?;
     Ok(fds::set_limit(job.descriptors)?)
+}
+
+/// Kills what is left of a run and waits for its death, `pause` at the most; whether nothing of it was there.
+fn kill_rest(leaf: Option<&Leaf>, pause: Duration) -> bool {
+    let Some(leaf) = leaf else {
+        // Orphans of the run became ours; children of those that die do so too.
+        if process::kill_children_except(&[]) == 0 {
+            return true;
+        }
+        process::reap_within(pause);
+        return false;
+    };
+    if !leaf.is_populated().unwrap_or(true) {
+        return true;
+    }
+    // A kill that fails, for want of memory, is tried again.
+    let _ = leaf.kill();
+    let _ = leaf.wait_empty(std::time::Instant::now() + pause);
+    false
 }
 
 /// Removes the leaf of a run that is over.

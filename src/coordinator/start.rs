@@ -38,7 +38,7 @@ use crate::sandbox::{PathError, Sandbox};
 use crate::sys::clone::clone_into;
 use crate::sys::exec::{Image, exit_now};
 use crate::sys::ids::Capabilities;
-use crate::sys::{fds, fs, ids, inherit, signal, terminal};
+use crate::sys::{fs, ids, inherit, limit, signal, terminal};
 use crate::task::{Logger, ProcessName, TaskId};
 
 /// The shell of every run.
@@ -109,8 +109,6 @@ pub struct Command<'a> {
     pub cwd: Option<&'a str>,
     /// Whether standard input is a terminal that is to control it.
     pub terminal: bool,
-    /// Soft limit of open descriptors; `None`: the caller's.
-    pub descriptors: Option<u64>,
 }
 
 /// A step of a launch: those of the coordinator, then those of the child, by number.
@@ -284,7 +282,7 @@ const STEPS: [(When, Step, Act); 35] = [
     (When::Always, Step::Scheduling, |_| done(inherit::ordinary_scheduling())),
     (When::Always, Step::OomScoreAdj, |_| done(inherit::ordinary_oom_score())),
     (When::Always, Step::CoreLimit, |_| done(inherit::no_core_dumps())),
-    (When::Command, Step::DescriptorLimit, Plan::limit_descriptors),
+    (When::Command, Step::DescriptorLimit, |_| done(limit::restore_open_files())),
     (When::Always, Step::Keyring, Plan::leave_keyring),
     (When::Always, Step::Stdio, |plan| done(fs::lay_standard(&plan.standard))),
     (When::Terminal, Step::Terminal, |_| done(terminal::control_by_stdin())),
@@ -460,7 +458,6 @@ impl Start {
         let kind = Kind::Command {
             terminal: command.terminal,
             working_directory: working_directory.transpose()?,
-            descriptors: command.descriptors,
         };
         Ok(Self { plan: Plan::new(&command.place, kind, image, standard)? })
     }
@@ -520,8 +517,6 @@ enum Kind {
         terminal: bool,
         /// Where it begins, if that is not the sandbox.
         working_directory: Option<CString>,
-        /// Soft limit of open descriptors, if it is not the caller's.
-        descriptors: Option<u64>,
     },
 }
 
@@ -600,14 +595,6 @@ impl Plan {
             When::WorkingDirectory => {
                 matches!(self.kind, Kind::Command { working_directory: Some(_), .. })
             }
-        }
-    }
-
-    /// The hard limit stays: whoever called may have raised the soft one for itself.
-    fn limit_descriptors(&mut self) -> Result<(), Failure> {
-        match self.kind {
-            Kind::Command { descriptors: Some(soft), .. } => done(fds::set_limit(soft)),
-            _ => Ok(()),
         }
     }
 

@@ -3,23 +3,25 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
+use super::observe::Answers;
 use super::peer::Peer;
 use super::registry::is_terminal;
-use super::{Node, launch, status, watch};
+use super::{Node, exec, launch, status, watch};
 use crate::cgroup;
 use crate::control::{self, ControlError, Request as Order};
 use crate::observe;
 use crate::proto::runner_service_server::RunnerService;
 use crate::proto::{
-    KillRequest, KillResponse, LaunchRequest, LaunchResponse, LoseRequest, LoseResponse,
-    PauseRequest, PauseResponse, PauseTask, RemoveRequest, RemoveResponse, ResumeRequest,
-    ResumeResponse, ResumeTask, TaskState, UpdateLimits, UpdateRequest, UpdateResponse,
-    WaitRequest, WaitResponse,
+    ExecRequest, ExecResponse, KillRequest, KillResponse, LaunchRequest, LaunchResponse,
+    LoseRequest, LoseResponse, PauseRequest, PauseResponse, PauseTask, RemoveRequest,
+    RemoveResponse, ResumeRequest, ResumeResponse, ResumeTask, SignalRequest, SignalResponse,
+    SignalScope, SignalTask, TaskState, UpdateLimits, UpdateRequest, UpdateResponse, WaitRequest,
+    WaitResponse,
 };
 use crate::reach::{Reach, ReachError};
-use crate::task::{TaskId, TaskSpec};
+use crate::task::{self, TaskId, TaskSpec};
 
 /// The service.
 pub(super) struct Control {
@@ -89,7 +91,7 @@ impl Node {
     }
 }
 
-fn is_over(id: &TaskId, state: TaskState) -> Status {
+pub(super) fn is_over(id: &TaskId, state: TaskState) -> Status {
     let text = format!("task {id} is over: {}", state.as_str_name());
     status::precondition("TASK_OVER", id.as_str(), text)
 }
@@ -130,20 +132,38 @@ impl RunnerService for Control {
         answer.await.map(Response::new)
     }
 
-    type ExecStream = super::observe::Answers<crate::proto::ExecResponse>;
+    type ExecStream = Answers<ExecResponse>;
 
     async fn exec(
         &self,
-        _: Request<tonic::Streaming<crate::proto::ExecRequest>>,
+        request: Request<Streaming<ExecRequest>>,
     ) -> Result<Response<Self::ExecStream>, Status> {
-        Err(Status::unimplemented("Exec"))
+        let peer = Peer::of(&request)?;
+        exec::exec(&self.node, &peer, request.into_inner()).await.map(Response::new)
     }
 
     async fn signal(
         &self,
-        _: Request<crate::proto::SignalRequest>,
-    ) -> Result<Response<crate::proto::SignalResponse>, Status> {
-        Err(Status::unimplemented("Signal"))
+        request: Request<SignalRequest>,
+    ) -> Result<Response<SignalResponse>, Status> {
+        let peer = Peer::of(&request)?;
+        let node = self.node.clone();
+        let request = request.into_inner();
+        let all = match SignalScope::try_from(request.scope) {
+            Ok(SignalScope::Unspecified | SignalScope::Leaders) => false,
+            Ok(SignalScope::All) => true,
+            Err(_) => return Err(status::bad_field("scope", request.scope, "a known scope")),
+        };
+        let SignalRequest { task_id, signal, process, .. } = request;
+        let (id, state) = node.known(&peer, &task_id)?;
+        let signal = task::signal::parse(&signal)
+            .map_err(|error| status::bad_fields([("signal".to_owned(), error.to_string())]))?;
+        let answer = block(move || {
+            node.order_live(&id, state, &Order::Signal(SignalTask { process, signal, all }))?;
+            tracing::info!(task = %id, uid = peer.uid, signal, all, "signalled");
+            Ok(SignalResponse {})
+        });
+        answer.await.map(Response::new)
     }
 
     async fn kill(&self, request: Request<KillRequest>) -> Result<Response<KillResponse>, Status> {

@@ -20,8 +20,8 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 use super::registry::{Entry, News, Registry};
 use crate::causes::chain;
 use crate::cgroup;
-use crate::checkpoint::ReadError;
 use crate::checkpoint::paths::Place;
+use crate::checkpoint::{ReadError, tasks};
 use crate::control::{self, ControlError};
 use crate::launch::Console;
 use crate::observe::{self, ObserveError, Observed};
@@ -314,7 +314,15 @@ impl Tasks {
             return None;
         };
         let entry = Entry::of(&replay.view(None), Some(replay.launch()));
-        if new {
+        // Whoever launches it tells nobody before that is so, and nor do we.
+        let told = new
+            && tasks::sync_active(self.registry.root())
+                .inspect_err(|error| {
+                    let error = chain(error);
+                    tracing::error!(task = %id, error, "the task may not outlast a power cut");
+                })
+                .is_ok();
+        if told {
             self.registry.happened(id, &entry, news);
         } else {
             self.registry.found(id, entry.clone());

@@ -6,6 +6,7 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
+use tokio::io::Interest;
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
@@ -22,7 +23,7 @@ use crate::proto::read_logs_request::Start as From;
 use crate::proto::{LogStream, ReadLogsRequest, ReadLogsResponse};
 use crate::sandbox::PathError;
 use crate::sandbox::logs::Stream;
-use crate::sys::readiness::readable;
+use crate::sys::ready;
 use crate::task::TaskId;
 use crate::view::Replay;
 
@@ -31,15 +32,16 @@ const QUEUE: usize = 1;
 
 /// Wakes the readers, for as long as it is polled.
 pub(super) async fn dispatch(watches: Watches) {
-    let ready = match watches.as_fd().try_clone_to_owned().and_then(readable) {
-        Ok(ready) => ready,
+    let watch = |fd| ready::watch(fd, Interest::READABLE);
+    let changes = match watches.as_fd().try_clone_to_owned().and_then(watch) {
+        Ok(changes) => changes,
         Err(error) => {
             tracing::error!(%error, "epoll_ctl: logs are not followed");
             return;
         }
     };
     loop {
-        let dispatched = match ready.readable().await {
+        let dispatched = match changes.readable().await {
             Ok(mut guard) => {
                 let dispatched = watches.dispatch();
                 if let Ok(true) = dispatched {

@@ -9,12 +9,13 @@
 //! | `follow.rs` | how is it known? One thread, asleep until a runner nudges or a task appears |
 //! | `listen.rs` | who may connect, and who is it? |
 //! | `peer.rs` | what may a caller see and do? |
-//! | `control.rs`, `launch.rs` | `RunnerService` |
+//! | `control.rs`, `launch.rs`, `exec.rs` | `RunnerService` |
 //! | `observe.rs`, `watch.rs`, `usage.rs`, `logs.rs`, `files.rs` | `ObserverService` |
 //! | `status.rs` | how is an error told? |
 #![allow(clippy::disallowed_methods, reason = "a server")]
 
 mod control;
+mod exec;
 mod files;
 mod follow;
 mod launch;

@@ -99,6 +99,8 @@ impl Runner {
             replies: Vec::new(),
             pausing: Vec::new(),
             changes: VecDeque::new(),
+            making: None,
+            updates: VecDeque::new(),
             resuming: false,
             sync_due: false,
             must_last: false,

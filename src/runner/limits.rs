@@ -8,10 +8,17 @@
 //!
 //! A runner that takes over enforces again what was changed: the one before may have died between record and act. A run that was
 //! being started while its limits changed gets them once it runs.
+//!
+//! The files are written by a child ([`Enforcer`]), one change after the other; what is asked for meanwhile is considered when all
+//! that is recorded has been enforced. The end of the task does not wait for that.
+
+use std::os::fd::AsFd;
 
 use super::control::Reply;
+use super::enforcer::Enforcer;
 use super::perform::Act;
-use super::{Runner, RunnerError, doing};
+use super::sources::Wake;
+use super::{OVER, Runner, RunnerError, doing};
 use crate::causes::chain;
 use crate::cgroup::{self, Cgroup, CgroupError, Held, Rounded, Unenforceable, fields};
 use crate::failpoint::{Failpoint, hit};
@@ -22,6 +29,9 @@ use crate::sys::socket::Peer;
 use crate::task::change::path;
 use crate::task::{Graph, ProcessName, ProcessSpec, Resources, TaskSpec, Violation, spec};
 use crate::view;
+
+/// Time for the kernel to take memory back before whoever asked for that is told that it is still at it, nanoseconds.
+const PATIENCE: u64 = 5_000_000_000;
 
 /// A change of limits that is recorded.
 pub(super) struct Change {
@@ -34,20 +44,38 @@ pub(super) struct Change {
 enum Then {
     /// The recorded limits are enforced; nobody waits for that.
     Enforce,
-    /// They are enforced, and somebody waits for that.
-    Answer(Asked),
+    /// They are enforced, and somebody asked for that.
+    Answer(Box<Asked>),
     /// The files get back what they held: the limits of before are recorded again.
-    PutBack { held: Held, why: String, reply: Reply },
+    PutBack { held: Held, why: String, reply: Option<Reply> },
 }
 
-/// Somebody who waits for other limits.
+/// Somebody who asked for other limits.
 struct Asked {
     by: Peer,
-    reply: Reply,
+    /// Until they are answered.
+    reply: Option<Reply>,
     /// What the kernel rounds of what was asked for.
     rounded: Vec<String>,
     /// All limits of before, and what the kernel rounded of them.
     before: (Box<Resources>, Vec<String>),
+}
+
+/// A request that waits for the changes before it.
+pub(super) struct Waiting {
+    asked: Box<UpdateLimits>,
+    by: Peer,
+    reply: Reply,
+}
+
+/// A change that is being made.
+pub(super) struct Making {
+    enforcer: Enforcer,
+    change: Change,
+    /// What the files held before.
+    held: Result<Option<Held>, String>,
+    /// When whoever waits is told that it is not finished: CLOCK_BOOTTIME in nanoseconds.
+    until: Option<u64>,
 }
 
 /// A change that may be made.
@@ -65,11 +93,15 @@ impl Runner {
     /// Somebody asks for other limits.
     pub(super) fn update(
         &mut self,
-        asked: &UpdateLimits,
+        asked: Box<UpdateLimits>,
         by: Peer,
         reply: Reply,
     ) -> Result<(), RunnerError> {
-        let Wanted { process, after, rounded, all_rounded } = match self.consider(asked) {
+        if self.making.is_some() || !self.changes.is_empty() {
+            self.updates.push_back(Waiting { asked, by, reply });
+            return Ok(());
+        }
+        let Wanted { process, after, rounded, all_rounded } = match self.consider(&asked) {
             Ok(Some(wanted)) => wanted,
             Ok(None) => {
                 self.answer_once_written(reply);
@@ -82,7 +114,8 @@ impl Runner {
         };
         let before = (Box::new(self.limits_of(process)), self.rounded_of(process));
         self.record_limits(process, after, all_rounded, by, false)?;
-        self.push_change(process, Then::Answer(Asked { by, reply, rounded, before }));
+        let asked = Asked { by, reply: Some(reply), rounded, before };
+        self.push_change(process, Then::Answer(Box::new(asked)));
         Ok(())
     }
 
@@ -202,31 +235,138 @@ impl Runner {
         }
     }
 
-    /// Makes the next change.
+    /// Begins to make the next change, if none is being made.
     pub(super) fn make_change(&mut self) -> Result<(), RunnerError> {
-        let Some(Change { process, then }) = self.changes.pop_front() else { return Ok(()) };
-        hit(Failpoint::RunnerLimit).map_err(doing("pass a failpoint"))?;
-        if let Then::PutBack { held, why, reply } = then {
-            reply.send(&match held.put_back() {
-                Ok(()) => format!("{why}; the limits are as they were before"),
-                Err(error) => format!("{why}; not all is as it was before: {}", chain(&error)),
-            });
+        if self.making.is_some() {
             return Ok(());
         }
-        let limits = self.limits_of(process);
-        let held = self.hold(process, &limits);
-        let enforced = self.enforce(process, &limits);
+        let Some(change) = self.changes.pop_front() else { return Ok(()) };
+        let Some(task) = &self.cgroup else { return Ok(()) };
+        hit(Failpoint::RunnerLimit).map_err(doing("pass a failpoint"))?;
+        let limits = self.limits_of(change.process);
+        let held = match change.then {
+            Then::PutBack { .. } => Ok(None),
+            _ => self.hold(change.process, &limits),
+        };
+        let act = || match &change.then {
+            Then::PutBack { held, .. } => held.put_back().map_err(|error| chain(&error)),
+            _ => self.enforce(change.process, &limits),
+        };
+        let of = match &change.then {
+            Then::PutBack { held, .. } => held.as_fd(),
+            _ => task.as_fd(),
+        };
+        match Enforcer::fork(of, act) {
+            Ok(enforcer) => {
+                self.sources
+                    .add(&enforcer, Wake::Limits)
+                    .map_err(doing("watch a change of limits"))?;
+                let until = Some(clock::boot_nanos().saturating_add(PATIENCE));
+                self.making = Some(Making { enforcer, change, held, until });
+                Ok(())
+            }
+            Err(error) => self.made(change, held, Err(format!("fork: {error}"))),
+        }
+    }
+
+    /// The change that was being made is made, or could not be.
+    pub(super) fn change_made(&mut self) -> Result<(), RunnerError> {
+        let Some(Making { enforcer, change, held, .. }) = self.making.take() else {
+            return Ok(());
+        };
+        self.sources.remove(&enforcer);
+        let enforced = enforcer.finish();
         hit(Failpoint::RunnerLimited).map_err(doing("pass a failpoint"))?;
+        self.made(change, held, enforced)
+    }
+
+    fn made(
+        &mut self,
+        Change { process, then }: Change,
+        held: Result<Option<Held>, String>,
+        enforced: Result<(), String>,
+    ) -> Result<(), RunnerError> {
         match (then, enforced) {
-            (Then::Answer(asked), Ok(())) => asked.reply.send_rounded(asked.rounded),
-            (Then::Answer(asked), Err(why)) => self.take_back(process, asked, held, why)?,
+            (Then::PutBack { why, reply, .. }, put_back) => self.answer(
+                reply,
+                &match put_back {
+                    Ok(()) => format!("{why}; the limits are as they were before"),
+                    Err(error) => format!("{why}; not all is as it was before: {error}"),
+                },
+            ),
+            (Then::Answer(asked), Ok(())) => {
+                if let Some(reply) = asked.reply {
+                    reply.send_rounded(asked.rounded);
+                }
+            }
+            (Then::Answer(asked), Err(why)) => self.take_back(process, *asked, held, why)?,
             // The run that they were for may just have ended. Else there is nobody to be told but who reads the log.
-            (_, Err(why)) if matches!(self.target(process), Ok(Some(_))) => {
+            (Then::Enforce, Err(why)) if matches!(self.target(process), Ok(Some(_))) => {
                 eprintln!("dewar-runner: {}: limits that were accepted: {why}", self.task);
             }
-            _ => {}
+            (Then::Enforce, _) => {}
+        }
+        if !self.changes.is_empty() {
+            self.acts.push(Act::Limit);
+        }
+        while self.making.is_none()
+            && self.changes.is_empty()
+            && let Some(Waiting { asked, by, reply }) = self.updates.pop_front()
+        {
+            self.update(asked, by, reply)?;
         }
         Ok(())
+    }
+
+    /// Tells whoever asked what became of it; the log, if they have heard already that it takes long.
+    fn answer(&self, reply: Option<Reply>, why: &str) {
+        match reply {
+            Some(reply) => reply.send(why),
+            None => eprintln!("dewar-runner: {}: limits that were accepted: {why}", self.task),
+        }
+    }
+
+    /// When a change that is being made has taken long: CLOCK_BOOTTIME in nanoseconds.
+    pub(super) fn change_due(&self) -> Option<u64> {
+        self.making.as_ref()?.until
+    }
+
+    /// Tells whoever has waited long enough that the kernel is still at it.
+    pub(super) fn answer_slow_change(&mut self) {
+        let Some(making) = &mut self.making else { return };
+        if making.until.is_none_or(|until| until > clock::boot_nanos()) {
+            return;
+        }
+        making.until = None;
+        if let Then::Answer(asked) = &mut making.change.then
+            && let Some(reply) = asked.reply.take()
+        {
+            reply.send_unfinished(
+                "the limits are recorded, but the kernel is still taking memory back",
+            );
+        }
+    }
+
+    /// Nothing of the task lives, so nothing is to be limited any more.
+    pub(super) fn abandon_changes(&mut self) {
+        let making = self.making.take().map(|Making { enforcer, change, .. }| {
+            self.sources.remove(&enforcer);
+            enforcer.kill();
+            change
+        });
+        for change in making.into_iter().chain(self.changes.drain(..)) {
+            let reply = match change.then {
+                Then::Answer(asked) => asked.reply,
+                Then::PutBack { reply, .. } => reply,
+                Then::Enforce => None,
+            };
+            if let Some(reply) = reply {
+                reply.send(OVER);
+            }
+        }
+        for waiting in self.updates.drain(..) {
+            waiting.reply.send(OVER);
+        }
     }
 
     /// Remembers what the files of `limits` hold; an error says why it cannot.
@@ -247,8 +387,10 @@ impl Runner {
         self.record_limits(process, before, rounded, by, true)?;
         match held {
             Ok(Some(held)) => self.push_change(process, Then::PutBack { held, why, reply }),
-            Ok(None) => reply.send(&why),
-            Err(more) => reply.send(&format!("{why}; not all is as it was before: {more}")),
+            Ok(None) => self.answer(reply, &why),
+            Err(more) => {
+                self.answer(reply, &format!("{why}; not all is as it was before: {more}"));
+            }
         }
         Ok(())
     }
@@ -260,10 +402,15 @@ impl Runner {
             None => task.limit(limits, &path(None)),
             Some(_) => {
                 task.enable_for_runs(limits);
-                match self.target(process).map_err(|error| chain(&error))? {
-                    Some(leaf) => leaf.apply(limits, &path(process)),
-                    None => return Ok(()),
+                let Some(leaf) = self.target(process).map_err(|error| chain(&error))? else {
+                    return Ok(());
+                };
+                let applied = leaf.apply(limits, &path(process));
+                // The run may end meanwhile, and its leaf be removed: later runs have the limits from the record.
+                if matches!(self.target(process), Ok(None)) {
+                    return Ok(());
                 }
+                applied
             }
         };
         let mut missing = applied.map_err(|error| chain(&error))?.unenforceable;

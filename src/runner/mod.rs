@@ -12,12 +12,14 @@
 //! | `attach.rs` | how does it take over, and learn what coordinators recorded? |
 //! | `perform.rs` | how is each effect done? |
 //! | `limits.rs` | how do limits change while the task runs? |
+//! | `enforcer.rs` | who waits while the kernel makes limits so? |
 //! | `pause.rs` | how does the task stand still, and go on? |
 #![allow(clippy::disallowed_methods, reason = "performs effects")]
 
 mod acceptance;
 mod attach;
 mod control;
+mod enforcer;
 mod limits;
 mod pause;
 mod perform;
@@ -46,7 +48,7 @@ use crate::sys::socket::{Datagram, Peer};
 use crate::task::{ProcessName, TaskId};
 use acceptance::Acceptance;
 use control::{Asked, Control, Follower, Reply};
-use limits::Change;
+use limits::{Change, Making, Waiting};
 use pause::Pausing;
 use perform::Act;
 pub use sources::block_signals;
@@ -57,6 +59,9 @@ const CONTROL: &str = "control";
 
 /// Pipe on which coordinators nudge, beside it.
 const NUDGES: &str = "nudges";
+
+/// The answer to who asks too late.
+const OVER: &str = "the task is over";
 
 /// Time that a kill by signal leaves to the task (T51).
 const SIGNAL_WAIT: Duration = Duration::from_secs(60);
@@ -228,6 +233,10 @@ pub struct Runner {
     pausing: Vec<Pausing>,
     /// Changes of limits that are recorded, in the order in which they are to be made.
     changes: VecDeque<Change>,
+    /// The one that is being made.
+    making: Option<Making>,
+    /// Requests for other limits that wait for those changes.
+    updates: VecDeque<Waiting>,
     /// A pause has ended, and what waited for that is still to be done.
     resuming: bool,
     /// Whether what was flushed must be synced before anyone is told.
@@ -408,6 +417,7 @@ impl Runner {
             .chain(retries)
             .chain(backstops)
             .chain(deaths)
+            .chain(self.change_due())
             .min();
         for wake in self.sources.wait(until).map_err(doing("sleep"))? {
             match wake {
@@ -415,9 +425,11 @@ impl Runner {
                 Wake::Signal => self.take_signals()?,
                 Wake::Control => self.take_requests()?,
                 Wake::Nudge => self.take_nudges()?,
+                Wake::Limits => self.change_made()?,
                 Wake::Coordinator(process) => self.coordinator_died(process)?,
             }
         }
+        self.answer_slow_change();
         self.check_backstops()?;
         self.check_deaths()
     }
@@ -438,7 +450,7 @@ impl Runner {
             | Asked::Signal { reply, .. }
                 if self.is_over() =>
             {
-                reply.send("the task is over");
+                reply.send(OVER);
             }
             Asked::Kill { wait, lost, reason, by, reply } => {
                 self.request_kill(wait, lost, reason, by)?;
@@ -446,7 +458,7 @@ impl Runner {
             }
             Asked::Pause { by, reply } => self.pause(by, reply)?,
             Asked::Resume { by, reply } => self.resume(by, reply)?,
-            Asked::Update { asked, by, reply } => self.update(&asked, by, reply)?,
+            Asked::Update { asked, by, reply } => self.update(asked, by, reply)?,
             Asked::Signal { asked, reply } => self.signal(&asked, reply)?,
             Asked::Follow(mut follower) => {
                 // What happened before it came is news to it.

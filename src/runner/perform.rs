@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use super::attach::{START_BACKSTOP, UNKNOWN_BACKSTOP};
 use super::sources::Wake;
 use super::{Coordinator, Live, RETRY, Runner, RunnerError, doing};
-use crate::cgroup::CgroupError;
+use crate::cgroup::{self, CgroupError};
 use crate::checkpoint::{OpenError, Recovery, WriteError, Writer};
 use crate::coordinator::{self, Job};
 use crate::failpoint::{Failpoint, hit};
@@ -342,9 +342,14 @@ impl Runner {
 
     /// Records what of a run does not die, unless that is recorded.
     fn tell_unkillable(&mut self, process: u32, run: u32) -> Result<(), RunnerError> {
-        let Some(cgroup) = &self.cgroup else { return Ok(()) };
-        let Some(leaf) = cgroup.open_leaf(self.name(process), run)? else { return Ok(()) };
-        let Some(unkillable) = leaf.unkillable()? else { return Ok(()) };
+        let unkillable = match &self.cgroup {
+            Some(cgroup) => match cgroup.open_leaf(self.name(process), run)? {
+                Some(leaf) => leaf.unkillable()?,
+                None => None,
+            },
+            None => cgroup::unkillable(&self.known_of(process)),
+        };
+        let Some(unkillable) = unkillable else { return Ok(()) };
         let state = self.state.processes()[process as usize].live_run().map(|(_, run)| run.state);
         let may = matches!(state, Some(RunState::Forked | RunState::Running));
         if !may || unkillable.processes.is_empty() || self.is_told(process, &unkillable) {
@@ -352,6 +357,23 @@ impl Runner {
         }
         let step = RunStep::Unkillable(Box::new(unkillable));
         self.record(Event::Run { process, run, step }, clock::now())
+    }
+
+    /// Without cgroups: the processes that are known to be of the live run. Its first one; and if its coordinator is gone, all
+    /// that became the runner's children, since the run does not end before they do.
+    fn known_of(&self, process: u32) -> Vec<i32> {
+        if self.live.get(&process).is_some_and(|live| live.lost.is_some()) {
+            return process::children_except(&self.coordinators());
+        }
+        let run = self.state.processes()[process as usize].live_run();
+        let first = run.and_then(|(_, run)| run.pid).map(pidfd::ProcessId::from);
+        let is_there = |id: &pidfd::ProcessId| matches!(id.open(), Ok(Some(_)));
+        first.filter(is_there).map(|id| id.pid).into_iter().collect()
+    }
+
+    /// Pids of the coordinators that are known.
+    fn coordinators(&self) -> Vec<i32> {
+        self.live.values().filter_map(|live| Some(live.coordinator.as_ref()?.pid)).collect()
     }
 
     /// Whether the same processes of the live run are recorded as not dying.
@@ -417,9 +439,7 @@ impl Runner {
         if !self.starting.iter().all(is_known) {
             return false;
         }
-        let coordinators: Vec<i32> =
-            self.live.values().filter_map(|live| Some(live.coordinator.as_ref()?.pid)).collect();
-        process::kill_children_except(&coordinators) == 0
+        process::kill_children_except(&self.coordinators()) == 0
     }
 
     /// Looks again soon at what is being emptied.
@@ -437,24 +457,31 @@ impl Runner {
                 cgroup.kill()?;
                 false
             }
-            Some(cgroup) => {
-                let used = Some(cgroup.usage()).filter(|used| *used != Usage::default());
-                match cgroup.remove() {
-                    Ok(()) => {
-                        cgroup.release_protection(self.state.spec().resources.as_ref());
-                        self.used = used;
-                        true
-                    }
-                    // Somebody moved in meanwhile.
-                    Err(CgroupError::Populated(_)) => false,
-                    Err(error) => return Err(error.into()),
-                }
+            Some(_) => {
+                // A removal would wait for whoever writes to a file of it.
+                self.abandon_changes();
+                self.remove_cgroup()?
             }
         };
         if !empty {
             self.look_again();
         }
         Ok(empty)
+    }
+
+    /// Removes the empty cgroup of the task, after a last look at what was used; false if somebody moved in meanwhile.
+    fn remove_cgroup(&mut self) -> Result<bool, RunnerError> {
+        let Some(cgroup) = &self.cgroup else { return Ok(true) };
+        let used = Some(cgroup.usage()).filter(|used| *used != Usage::default());
+        match cgroup.remove() {
+            Ok(()) => {
+                cgroup.release_protection(self.state.spec().resources.as_ref());
+                self.used = used;
+                Ok(true)
+            }
+            Err(CgroupError::Populated(_)) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// A coordinator that has not recorded its next step in time is killed; one that is not known is looked for.

@@ -22,6 +22,8 @@ pub(super) enum Wake {
     Control,
     /// A coordinator has appended.
     Nudge,
+    /// A change of limits is made.
+    Limits,
     /// The coordinator of this process has died.
     Coordinator(u32),
 }
@@ -35,6 +37,7 @@ impl Wake {
             Self::Signal => 1,
             Self::Control => 2,
             Self::Nudge => 3,
+            Self::Limits => 4,
             Self::Coordinator(process) => Self::COORDINATOR | u64::from(process),
         }
     }
@@ -45,6 +48,7 @@ impl Wake {
             1 => Self::Signal,
             2 => Self::Control,
             3 => Self::Nudge,
+            4 => Self::Limits,
             process => Self::Coordinator(process as u32),
         }
     }

@@ -13,7 +13,7 @@
 //! - [`lock`]: who may write a file
 //! - [`pidfd`]: processes by descriptor, recognised beyond the reuse of their number
 //! - [`process`]: this process, and its children
-//! - `readiness`: descriptors that an event loop waits for
+//! - `ready`: descriptors that the daemon waits for
 //! - [`signal`]: dispositions and mask
 //! - [`socket`]: descriptors and credentials over unix sockets
 //! - [`terminal`]: both sides of a terminal
@@ -37,7 +37,7 @@ pub mod lock;
 pub mod pidfd;
 pub mod process;
 #[cfg(feature = "net")]
-pub mod readiness;
+pub mod ready;
 pub mod signal;
 pub mod socket;
 pub mod terminal;

@@ -3,10 +3,14 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::AsFd;
+use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
-use nix::sys::signal::{SigHandler, Signal, kill, signal};
+use nix::sys::signal::{SigHandler, SigSet, Signal, kill, signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpid};
 
@@ -86,14 +90,19 @@ pub fn is_stopped(pid: i32) -> bool {
     stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['T', 't']))
 }
 
+/// The children of this process but `spared`, dead ones that were not waited for among them.
+pub fn children_except(spared: &[i32]) -> Vec<i32> {
+    let path = format!("/proc/self/task/{}/children", getpid());
+    let children = fs::read_to_string(path).unwrap_or_default();
+    let children = children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok());
+    children.filter(|pid| !spared.contains(pid)).collect()
+}
+
 /// Sends SIGKILL to every child of this process but `spared`; returns how many others there are.
 ///
 /// A child that was not waited for keeps its number, so no stranger is hit.
 pub fn kill_children_except(spared: &[i32]) -> usize {
-    let path = format!("/proc/self/task/{}/children", getpid());
-    let children = fs::read_to_string(path).unwrap_or_default();
-    let others = children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok());
-    let others: Vec<i32> = others.filter(|pid| !spared.contains(pid)).collect();
+    let others = children_except(spared);
     for &pid in &others {
         match kill(Pid::from_raw(pid), Signal::SIGKILL) {
             Ok(()) | Err(Errno::ESRCH) => {}
@@ -104,9 +113,29 @@ pub fn kill_children_except(spared: &[i32]) -> usize {
     others.len()
 }
 
+/// Waits until a child dies, `patience` at the most, and reaps all that are dead.
+///
+/// For a process that has SIGCHLD blocked: what died since the last call is not missed, since that signal waits.
+pub fn reap_within(patience: Duration) {
+    if wait_for_death(patience).is_err() {
+        // Without a descriptor there is nothing to wait on.
+        std::thread::sleep(patience.min(Duration::from_millis(20)));
+    }
+    let reap = || waitpid(None, Some(WaitPidFlag::WNOHANG));
+    while !matches!(reap(), Ok(WaitStatus::StillAlive) | Err(_)) {}
+}
+
+/// One signal may stand for many children, so it is taken before they are looked for.
+fn wait_for_death(patience: Duration) -> nix::Result<()> {
+    let mask = SigSet::from(Signal::SIGCHLD);
+    let died = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+    let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
+    poll(&mut [PollFd::new(died.as_fd(), PollFlags::POLLIN)], timeout)?;
+    died.read_signal().map(drop)
+}
+
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
 
     use nix::sys::wait::{Id, waitid};
     use nix::unistd::{ForkResult, fork};
@@ -139,6 +168,29 @@ mod tests {
                 see_dead(Id::PIDFd(pidfd.unwrap().as_fd())).is_ok() && pidfd::open(pid).is_ok()
             });
             kept.unwrap() && waitpid(None, Some(WaitPidFlag::WNOHANG)) == Err(Errno::ECHILD)
+        });
+
+        assert!(matches!(ended, WaitStatus::Exited(_, 0)), "{ended:?}");
+    }
+
+    #[test]
+    fn the_dead_are_reaped_and_the_living_are_waited_for_no_longer_than_asked() {
+        let ended = in_a_child(|| {
+            SigSet::from(Signal::SIGCHLD).thread_block().unwrap();
+            let sleeps = || loop {
+                std::thread::sleep(Duration::from_secs(600));
+            };
+            let (stays, _) = clone::fork(sleeps).unwrap();
+            let (_, goes) = clone::fork(|| exit_now(0)).unwrap();
+            see_dead(Id::PIDFd(goes.unwrap().as_fd())).unwrap();
+
+            reap_within(Duration::from_secs(600));
+            reap_within(Duration::from_millis(1));
+            let left = children_except(&[]);
+            kill_children_except(&[]);
+            reap_within(Duration::from_secs(600));
+
+            left == [stays.as_raw()] && children_except(&[]).is_empty()
         });
 
         assert!(matches!(ended, WaitStatus::Exited(_, 0)), "{ended:?}");

@@ -1,6 +1,10 @@
 //! dewar beside systemd-run, runc and crun: the same command from start to exit, in turns, in one guest.
 //!
+//! And what a sample costs: `samples`.
+//!
 //! Times of a translated machine are several times those of a real one; their ratios are less so.
+
+mod samples;
 
 use std::path::Path;
 use std::process::{Command, Stdio};

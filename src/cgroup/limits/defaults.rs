@@ -5,6 +5,7 @@ use std::fs;
 use super::super::CgroupError;
 use super::super::dir::Dir;
 use super::write_if_there;
+use crate::task::Resources;
 
 /// Most cgroups that a run may make in its leaf. Each costs the kernel some ten to some hundred KiB.
 const CGROUPS_MAX: u32 = 1000;
@@ -25,6 +26,11 @@ pub(in crate::cgroup) fn bound_pids(dir: &Dir) -> Result<(), CgroupError> {
     }
     let room = room_for_pids(dir);
     room.map_or(Ok(()), |room| write_if_there(dir, "pids.max", &share_of(room).to_string()))
+}
+
+/// Whether a task that asks for `resources` bounds its processes itself, and no default is to be found out.
+pub(in crate::cgroup) fn bounds_pids(resources: &Resources) -> bool {
+    resources.pids.is_some() || resources.cgroup.contains_key("pids.max")
 }
 
 /// attack 26: bounds the cgroups that a run makes in its leaf `dir`.
@@ -65,6 +71,15 @@ mod tests {
             assert_eq!(share_of(room), share, "{room}");
         }
         assert_eq!(share_of(u64::MAX), u64::MAX / 20 * 3 + 2);
+    }
+
+    #[test]
+    fn a_task_that_bounds_its_processes_itself_gets_no_default() {
+        let raw = [("pids.max".to_owned(), "7".to_owned())].into();
+
+        assert!(bounds_pids(&Resources { pids: Some(7), ..Resources::default() }));
+        assert!(bounds_pids(&Resources { cgroup: raw, ..Resources::default() }));
+        assert!(!bounds_pids(&Resources { ram: Some(7), ..Resources::default() }));
     }
 
     #[test]

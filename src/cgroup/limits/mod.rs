@@ -18,7 +18,7 @@ use std::fmt;
 
 use nix::errno::Errno;
 
-pub(super) use defaults::{bound_cgroups, bound_depth, bound_pids};
+pub(super) use defaults::{bound_cgroups, bound_depth, bound_pids, bounds_pids};
 use form::{Form, Judgement};
 pub(super) use protection::pass_on;
 pub use shortage::Shortage;

@@ -154,34 +154,107 @@ fn a_child_that_is_killed_alone_is_counted_whatever_becomes_of_its_run() {
     }
 }
 
-/// attack 29: many runs at the same time, each with a limit of its own; each second one takes too much. Every OOM is told, of the
-/// run that it happened to, and no other is.
+/// attack 29, group kill on: 128 times on each kernel, four at a time, a run takes too much beside a child that takes nothing. Both die.
 #[test]
-fn of_many_runs_at_once_exactly_those_that_took_too_much_are_out_of_memory() {
-    const PROCESSES: usize = 30;
-    let scene = Scene::new();
-    let command = |number: usize| match number % 2 {
-        0 => hog(),
-        _ => "sleep 0.3; exit 137".to_owned(),
+fn of_hundreds_of_runs_that_die_whole_each_is_out_of_memory_and_leaves_nothing() {
+    let takes = |pipe: &Path| {
+        let waits = format!("(read <> {}) &", pipe.display());
+        format!("{waits} exec dd if=/dev/zero of=/dev/null bs=16M count=1")
     };
-    let name = |number: usize| format!("p{number}");
-    let limits = json!({ "ram": "8MiB" });
-    let processes = (0..PROCESSES)
-        .map(|number| p(&name(number), command(number)).with("resources", limits.clone()));
+    hundreds_of_runs(takes, true, "");
+}
 
-    let ended = scene.run(&task(processes).with("max_failures", 0));
+/// attack 29, group kill off: 128 times on each kernel, four at a time, a child takes too much, and dies alone.
+#[test]
+fn of_hundreds_of_runs_that_lose_a_child_each_is_out_of_memory_and_goes_on() {
+    let takes = |_: &Path| {
+        "(exec dd if=/dev/zero of=/dev/null bs=16M count=1 2> dd); echo went on; exit 5".to_owned()
+    };
+    hundreds_of_runs(takes, false, "went on\n");
+}
 
-    for number in 0..PROCESSES {
-        let verdict = &ended.run(&name(number), 0)["verdict"];
-        let (reason, level) = match number % 2 {
-            0 => ("VERDICT_REASON_OOM", Value::from("LIMIT_LEVEL_RUN")),
-            _ => ("VERDICT_REASON_EXITED", Value::Null),
-        };
-        assert_eq!(
-            (&verdict["reason"], &verdict["oom"]["level"]),
-            (&reason.into(), &level),
-            "p{number}"
+/// Runs of each process, and processes that take too much. One more only looks like it.
+const RUNS: usize = 32;
+const PROCESSES: usize = 4;
+
+/// Under that load the runner dies again and again between what a coordinator recorded of a run and what the runner makes of it. Each
+/// run is told once, with the same verdict as all others; and none that took little is out of memory.
+#[track_caller]
+fn hundreds_of_runs(takes: impl Fn(&Path) -> String, whole: bool, said: &str) {
+    let _quiet = Quiet::new();
+    let scene = Scene::new();
+    let pipe = scene.path("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let limits = json!({ "ram": "6MiB", "oom_group": whole });
+    let names: Vec<_> = (0..PROCESSES).map(|number| format!("takes{number}")).collect();
+    let taking = names.iter().map(|name| p(name, takes(&pipe)));
+    let processes = taking.chain([p("innocent", "exit 137")]).map(|process| {
+        let limited = process.with("resources", limits.clone()).with("min_duration", 0);
+        limited.max_failures(RUNS as u32)
+    });
+    // It dies once for each byte.
+    let token = scene.file("token", [0; 8]);
+    let failpoint = format!("runner::absorb=kill@{}", token.display());
+    let mut command = scene.run_command(&task(processes).with("max_failures", 0), &[]);
+    let mut told = Vec::new();
+
+    let (ended, deaths) = loop {
+        command.env("DEWAR_FAILPOINT", &failpoint);
+        let mut ended = scene.follow(command).finish();
+        told.append(&mut ended.events);
+        if !ended.task.is_null() {
+            break (ended, 8 - fs::metadata(&token).map_or(0, |token| token.len()));
+        }
+        command = scene.command(["resume", scene.id(), "--output", "json", "--root"]);
+        command.arg(scene.root());
+    };
+
+    assert_eq!(deaths, 8);
+    for (name, run) in names.iter().flat_map(|name| (0..RUNS).map(move |run| (name, run))) {
+        let verdict = &ended.run(name, run)["verdict"];
+        let oom = &verdict["oom"];
+        assert_eq!(verdict["reason"], "VERDICT_REASON_OOM", "{name}.{run}: {verdict}");
+        assert_eq!(oom["level"], "LIMIT_LEVEL_RUN", "{name}.{run}: {verdict}");
+        assert_eq!(oom["whole"], whole, "{name}.{run}: {verdict}");
+        assert_eq!(number(&oom["killed"]), 1 + u64::from(whole), "{name}.{run}: {verdict}");
+        assert!(number(&oom["limitHits"]) > 0, "{name}.{run}: {verdict}");
+        let peak = number(&oom["peakBytes"]);
+        assert!((3 << 20..=6 << 20).contains(&peak), "{name}.{run}: {verdict}");
+        assert_eq!(scene.stdout(name, run as u32), said, "{name}.{run}");
+        let ends = told.iter().filter(|event| {
+            let of = &event["run"];
+            event["process"] == name.as_str() && of["run"] == run && of["endTime"].is_string()
+        });
+        let verdicts: Vec<_> = ends.map(|event| &event["run"]["verdict"]).collect();
+        assert!(
+            !verdicts.is_empty() && verdicts.iter().all(|told| *told == verdict),
+            "{name}.{run}"
         );
+    }
+    for run in 0..RUNS {
+        let verdict = &ended.run("innocent", run)["verdict"];
+        assert_eq!(verdict["reason"], "VERDICT_REASON_EXITED", "{run}: {verdict}");
+        assert_eq!(verdict["oom"], Value::Null, "{run}: {verdict}");
+    }
+    assert_eq!(scene.cgroup(), None, "nothing survives");
+}
+
+/// The kernel tells the console of each victim, which takes longer than all else. Not while this lives.
+struct Quiet(String);
+
+impl Quiet {
+    const LEVEL: &str = "/proc/sys/kernel/printk";
+
+    fn new() -> Self {
+        let before = fs::read_to_string(Self::LEVEL).unwrap();
+        fs::write(Self::LEVEL, "1").unwrap();
+        Self(before)
+    }
+}
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        let _ = fs::write(Self::LEVEL, &self.0);
     }
 }
 

@@ -38,12 +38,22 @@ fn wait_for_state_d(pid: &Pid) {
 
 #[test]
 fn a_run_in_state_d_is_unkillable_at_the_deadline_and_is_resolved_when_it_goes() {
+    a_run_in_state_d_is_killed(&[]);
+}
+
+#[test]
+fn without_a_cgroup_a_run_in_state_d_is_unkillable_too() {
+    a_run_in_state_d_is_killed(&["--cgroup", "none"]);
+}
+
+fn a_run_in_state_d_is_killed(containment: &[&str]) {
     let scene = Scene::new();
     let disk = Disk::new(&scene.path("disk"), 8);
     let mount = disk.mount(&scene.path("mount"));
     mount.freeze();
     let stuck = p("stuck", writes(&scene.path("mount")));
-    let mut running = scene.spawn(&task([stuck, p("other", "sleep 60")]));
+    let task = task([stuck, p("other", "sleep 60")]);
+    let mut running = scene.spawn_with(&task, containment);
     let (pid, _) = running.wait_until_running("stuck", 0);
     running.wait_until_running("other", 0);
     wait_for_state_d(&pid);
@@ -102,15 +112,53 @@ fn what_a_run_leaves_behind_in_state_d_is_told_too() {
     assert!(ended.run("a", 0)["usage"].is_object(), "{ended}");
 }
 
+/// Without cgroups the coordinator, and not the runner, knows of what a run left behind.
+#[test]
+fn what_a_run_leaves_behind_in_state_d_is_told_without_a_cgroup_too() {
+    let scene = Scene::new();
+    let disk = Disk::new(&scene.path("disk"), 8);
+    let mount = disk.mount(&scene.path("mount"));
+    mount.freeze();
+    let (up, go) = (scene.gate("up"), scene.gate("go"));
+    let writes = writes(&scene.path("mount"));
+    let cmdline = format!("({writes}) & echo $! > pid; {}; {}; exit 4", up.tell(), go.hold());
+    let a = p("a", cmdline);
+    let mut running = scene.spawn_with(&task([a]), &["--cgroup", "none"]);
+    up.wait();
+    let child = Pid::of(scene.read("pid").trim().parse().unwrap());
+    wait_for_state_d(&child);
+
+    go.open();
+    let told = running.wait_for(is_unkillable);
+    mount.thaw();
+    let ended = running.finish();
+
+    let unkillable = &told["run"]["unkillable"];
+    assert_eq!(unkillable["count"], 1, "{told}");
+    assert_eq!(unkillable["processes"][0]["pid"], child.number(), "{told}");
+    assert_eq!(unkillable["processes"][0]["state"], "D", "{told}");
+    ended.assert("FAILED", &[("a", "F")]);
+    assert_eq!(ended.run("a", 0)["exitCode"], 4, "{ended}");
+}
+
 /// A run that nobody can kill, and whose coordinator and runner died: the next runner finds and tells it.
 #[test]
 fn a_run_in_state_d_that_lost_its_coordinator_is_told_and_lost_when_it_goes() {
+    a_run_in_state_d_is_lost(&[]);
+}
+
+#[test]
+fn without_a_cgroup_a_run_in_state_d_that_lost_its_coordinator_is_told_too() {
+    a_run_in_state_d_is_lost(&["--cgroup", "none"]);
+}
+
+fn a_run_in_state_d_is_lost(containment: &[&str]) {
     let scene = Scene::new();
     let disk = Disk::new(&scene.path("disk"), 8);
     let mount = disk.mount(&scene.path("mount"));
     mount.freeze();
     let a = p("a", writes(&scene.path("mount"))).max_failures(1);
-    let mut running = scene.spawn(&task([a]));
+    let mut running = scene.spawn_with(&task([a]), containment);
     let (pid, coordinator) = running.wait_until_running("a", 0);
     wait_for_state_d(&pid);
 

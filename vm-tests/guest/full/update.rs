@@ -1,6 +1,7 @@
 //! Limits of live tasks change, and are felt; a task that is paused is one that has limits.
 
 use std::path::Path;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use cgroups_rs::MaxValue;
@@ -9,8 +10,9 @@ use cgroups_rs::pid::PidController;
 use serde_json::{Value, json};
 
 use super::limits::Disk;
+use crate::disk::{Disk as SlowDisk, Mount};
 use crate::machine::{controller, keyed, read, theirs};
-use crate::support::{Following, Gate, Output, Scene, p, task};
+use crate::support::{Following, Gate, Output, Pid, Scene, p, task};
 
 /// Shell: a program in the background that holds `mib` MiB of memory, and cannot get on.
 fn holds(mib: u32) -> String {
@@ -172,6 +174,98 @@ fn less_memory_than_is_in_use_can_be_forced() {
     ended.assert("FAILED", &[("a", "F")]);
     assert_eq!(ended.run("a", 0)["verdict"]["reason"], "VERDICT_REASON_OOM", "{ended}");
     assert!(!cgroup.exists());
+}
+
+/// A task with 8 MiB of pages that are dirty, on a disk that takes one MiB a second: so slowly memory can be taken back from it.
+struct Dirty {
+    _mount: Mount,
+    _disk: SlowDisk,
+    scene: Scene,
+    running: Following,
+}
+
+impl Dirty {
+    fn new() -> Self {
+        let scene = Scene::new();
+        let told = scene.gate("told");
+        let disk = SlowDisk::new(&scene.path("disk"), 16);
+        let mount = disk.mount(&scene.path("mount"));
+        let file = scene.path("mount").join("file");
+        let dirty = format!("dd if=/dev/zero of={} bs=1M count=8 2> /dev/null", file.display());
+        let cmdline = format!("{dirty}; {}; exec sleep 600", told.tell());
+        let max = json!([{ "path": scene.path("mount"), "wbps": "1MB" }]);
+        let task = task([p("a", cmdline)]).with("resources", json!({ "io": { "max": max } }));
+        let running = scene.spawn(&task);
+        told.wait();
+        Self { _mount: mount, _disk: disk, scene, running }
+    }
+
+    /// Takes most of it away in the background. When this returns the kernel is at it.
+    fn shrink(&self) -> Child {
+        let mut command = self.scene.command(["update", "--force"]);
+        command.arg("--root").arg(self.scene.root()).arg(self.scene.id()).arg("ram=2MB");
+        let child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let cgroup = self.scene.cgroup().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        // The kernel sets the limit first, and then sees to it.
+        while read(&cgroup, "memory.max") != (2 << 20).to_string() {
+            assert!(Instant::now() < deadline, "the limit is not set");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        child
+    }
+}
+
+#[track_caller]
+fn ended(child: Child) -> (Option<i32>, String) {
+    let output = child.wait_with_output().unwrap();
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+/// The process that waits while the kernel takes memory back.
+fn enforcer() -> Option<Pid> {
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let is_one = |pid: &i32| {
+        std::fs::read_to_string(format!("/proc/{pid}/comm"))
+            .is_ok_and(|name| name == "dewar-limits\n")
+    };
+    pids.filter(is_one).find_map(Pid::find)
+}
+
+/// attack 33: the kernel takes its time; the runner hears what else is asked of it, and a task that ends is not kept by that.
+#[test]
+fn a_runner_hears_of_a_kill_while_the_kernel_takes_memory_back() {
+    let dirty = Dirty::new();
+    let update = dirty.shrink();
+
+    assert!(enforcer().is_some(), "it is done already");
+    dirty.scene.kill(&["--wait", "0s"]);
+    dirty.running.finish().assert("KILLED", &[("a", "K")]);
+
+    let (status, told) = ended(update);
+    assert_eq!(status, Some(5), "{told}");
+    assert!(told.contains("the task is over"), "{told}");
+    assert_eq!(enforcer().map(|pid| pid.number()), None);
+}
+
+/// What a runner that died has begun does not go on without it; the next one begins anew.
+#[test]
+fn a_change_of_limits_that_takes_long_dies_with_its_runner() {
+    let dirty = Dirty::new();
+    let update = dirty.shrink();
+
+    let first = enforcer().expect("it is not done yet");
+    dirty.scene.runner().kill();
+    first.wait();
+    let (status, told) = ended(update);
+    dirty.running.finish();
+    let resumed = dirty.scene.resume();
+    dirty.scene.kill(&["--wait", "0s"]);
+
+    resumed.finish().assert("KILLED", &[("a", "K")]);
+    assert_eq!(status, Some(5), "{told}");
+    assert!(told.contains("died before it answered"), "{told}");
 }
 
 /// attack 33: in a loop, while memory is taken and given back. What is refused has changed nothing; a run that is killed all the

@@ -1,0 +1,186 @@
+//! What a sample costs where all of its files are there, beside what can be had on any host: so that a figure of a real machine, which
+//! has four of them, becomes one of a real machine that has all.
+//!
+//! CPU time of a translated machine says nothing by itself. All rows are of one run, and each is told as a multiple of the sample of a
+//! cgroup without controllers, which `just bench thousand` takes on a machine that is real.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use dewar::cgroup::{self, Options, Sampler, TaskCgroup};
+use dewar::task::{ProcessName, TaskId};
+use nix::time::{ClockId, clock_gettime};
+
+/// Tasks that are sampled once a second, and seconds that it is done.
+const TASKS: usize = 1000;
+const SECONDS: u32 = 10;
+
+/// Of so many tasks one has a process that wakes some times a second.
+const BUSY: usize = 20;
+
+/// What it does: it wakes, and takes some memory.
+const WAKES: &str = "while :; do read -t 0.2 <> /tmp/bench-fifo; x=$x....; done";
+
+/// Every cgroup with all controllers has these; the last four are those without any.
+const FILES: [&str; 18] = [
+    "memory.current",
+    "memory.peak",
+    "memory.stat",
+    "memory.max",
+    "memory.high",
+    "memory.swap.current",
+    "memory.swap.peak",
+    "memory.swap.max",
+    "memory.events",
+    "io.stat",
+    "pids.current",
+    "pids.peak",
+    "pids.max",
+    "pids.events",
+    "cpu.stat",
+    "cpu.pressure",
+    "memory.pressure",
+    "io.pressure",
+];
+
+/// CPU time of this thread, to the nanosecond: what getrusage(2) tells is counted in ticks here.
+fn cpu_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap().into()
+}
+
+/// CPU time that `act` takes: the least of so many times. What the machine around does to this one comes on top of the others.
+fn cost(times: u32, mut act: impl FnMut()) -> Duration {
+    let each = (0..times).map(|_| {
+        let before = cpu_time();
+        act();
+        cpu_time() - before
+    });
+    each.min().unwrap_or_default()
+}
+
+/// Cgroups of this bench, with what lives in them.
+struct Tasks {
+    path: PathBuf,
+    children: Vec<Child>,
+}
+
+impl Tasks {
+    /// A thousand tasks as dewar makes them; some have a process that does something.
+    fn new() -> (Self, Vec<TaskCgroup>) {
+        let path = PathBuf::from("/sys/fs/cgroup/dewar-bench");
+        let base = cgroup::find(&Options { explicit: Some(path.clone()) }).unwrap();
+        let process = ProcessName::new("p").unwrap();
+        let mut tasks = Self { path, children: Vec::new() };
+        let made = (0..TASKS).map(|number| {
+            let task = base.task(&TaskId::new(format!("t{number}")).unwrap()).unwrap();
+            let leaf = task.leaf(&process, 0).unwrap();
+            if number % BUSY == 0 {
+                tasks.inhabit(leaf.path(), "bash", &["-c", WAKES]);
+            }
+            task
+        });
+        let made = made.collect();
+        (tasks, made)
+    }
+
+    fn inhabit(&mut self, leaf: &Path, program: &str, arguments: &[&str]) {
+        let mut command = Command::new(program);
+        let child = command.args(arguments).stdin(Stdio::null()).spawn().unwrap();
+        fs::write(leaf.join("cgroup.procs"), child.id().to_string()).unwrap();
+        self.children.push(child);
+    }
+}
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        for child in &mut self.children {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        remove(&self.path);
+    }
+}
+
+fn remove(cgroup: &Path) {
+    let entries = fs::read_dir(cgroup).unwrap().flatten();
+    for entry in entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        remove(&entry.path());
+    }
+    let _ = fs::remove_dir(cgroup);
+}
+
+/// A task without controllers: what a hybrid host gives.
+fn bare() -> (Tasks, TaskCgroup) {
+    let path = PathBuf::from("/sys/fs/cgroup/bare-bench");
+    let task = path.join("tasks/bare");
+    fs::create_dir_all(task.join("p.0")).unwrap();
+    let opened = TaskCgroup::open_existing(&task, &TaskId::new("bare").unwrap()).unwrap().unwrap();
+    (Tasks { path, children: Vec::new() }, opened)
+}
+
+/// What a monitor without cgroups reads of each process.
+fn scan(pids: &[u32]) {
+    for pid in pids {
+        for file in ["stat", "statm", "status", "io"] {
+            fs::read(format!("/proc/{pid}/{file}")).unwrap();
+        }
+    }
+}
+
+fn row(what: &str, cost: Duration, floor: Duration) {
+    let ratio = cost.as_secs_f64() / floor.as_secs_f64();
+    println!("| {what} | {:.1} µs | {ratio:.2} × |", cost.as_secs_f64() * 1e6);
+}
+
+#[test]
+fn samples() {
+    dewar::sys::fds::raise_limit().unwrap();
+    let _ = Command::new("mkfifo").arg("/tmp/bench-fifo").status().unwrap();
+    let (mut held, tasks) = Tasks::new();
+    let (_bare, without) = bare();
+    let mut without = Sampler::of_task(&without).unwrap();
+    let mut samplers: Vec<_> = tasks.iter().map(|task| Sampler::of_task(task).unwrap()).collect();
+    samplers.iter_mut().for_each(|of| assert!(of.sample().unwrap().is_some()));
+
+    let floor = cost(2000, || assert!(without.sample().unwrap().is_some()));
+    println!("\n| CPU time | in this guest | of a sample of 4 files |\n|---|---|---|");
+    row("a sample of 4 files (`cpu.stat`, pressure)", floor, floor);
+    for (what, number) in [("idle", 1), ("busy", 0)] {
+        let task = tasks[number].path();
+        for name in FILES {
+            // A kernel may not have it.
+            let Ok(file) = File::open(task.join(name)) else { continue };
+            let mut buffer = [0; 8192];
+            let cost = cost(500, || assert!(file.read_at(&mut buffer, 0).is_ok()));
+            row(&format!("pread(2) of `{name}`, {what}"), cost, floor);
+        }
+        let one = cost(500, || assert!(samplers[number].sample().unwrap().is_some()));
+        row(&format!("a sample of {} files, {what}, again and again", Sampler::FILES), one, floor);
+    }
+    for count in [10_u32, 100] {
+        let leaf = tasks[2].path().join("p.0");
+        while fs::read_to_string(leaf.join("cgroup.procs")).unwrap().lines().count()
+            < count as usize
+        {
+            held.inhabit(&leaf, "sleep", &["600"]);
+        }
+        let pids = fs::read_to_string(leaf.join("cgroup.procs")).unwrap();
+        let pids: Vec<u32> = pids.lines().map(|pid| pid.parse().unwrap()).collect();
+        row(&format!("four files of /proc of {count} processes"), cost(20, || scan(&pids)), floor);
+        let one = cost(200, || assert!(samplers[2].sample().unwrap().is_some()));
+        row(&format!("a sample of their task, of {} files", Sampler::FILES), one, floor);
+    }
+    let start = Instant::now();
+    let mut second = 0;
+    let round = cost(SECONDS, || {
+        second += 1;
+        std::thread::sleep((Duration::from_secs(1) * second).saturating_sub(start.elapsed()));
+        samplers.iter_mut().for_each(|of| assert!(of.sample().unwrap().is_some()));
+    });
+    row(&format!("a sample of one of {TASKS} tasks, once a second"), round / TASKS as u32, floor);
+    drop(samplers);
+    let _ = fs::remove_file("/tmp/bench-fifo");
+}
