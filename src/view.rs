@@ -604,6 +604,7 @@ pub(crate) mod tests {
                 ],
                 "unenforced": [],
                 "rounded": [],
+                "labels": {},
                 "logDir": "/sandbox/.logs",
                 "containment": "cgroup",
                 "processes": [

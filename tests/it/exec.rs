@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use dewar::cgroup::TaskCgroup;
@@ -623,6 +623,9 @@ until (-e 'stop') {
 impl Scene {
     /// Runs `argv` in the task for some seconds, while a run of an ordinary user looks at us; what it got.
     fn spied_on(&self, user: &str, argv: &[&str]) -> String {
+        // A spy sees whatever is its user's: what one test runs is not for the spy of another.
+        static ALONE: Mutex<()> = Mutex::new(());
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let stat = fs::metadata("/proc/self/exe").unwrap();
         let script = self.file("spy.pl", SPY);
         let ours = format!("{}:{}", stat.dev(), stat.ino());

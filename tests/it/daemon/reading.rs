@@ -131,14 +131,11 @@ fn logs_are_followed_to_the_end_of_the_task() {
         (text, cursor)
     });
     assert_eq!(first, whole(0));
+    // The second run waits, too.
     gate.open();
-    let opener = std::thread::spawn(move || {
-        // The second run waits, too.
-        gate.open();
-    });
+    gate.open();
     let rest = ReadLogsRequest { start: Some(Start::Cursor(cursor)), ..request };
     let (told, _) = read(&mut node, rest).unwrap();
-    opener.join().unwrap();
 
     assert_eq!(told, [(1, whole(1))]);
     assert_eq!(node.wait().state(), TaskState::Failed);
@@ -186,9 +183,10 @@ fn five_hundred_followers_that_do_not_read_hold_up_nobody() {
     assert_eq!(told[0].1.len(), 400_004);
     assert!(told[0].1.ends_with("xend\n"));
     assert_eq!(node.wait().state(), TaskState::Success);
-    // One of them reads after all.
+    // One of them reads after all. The others of its connection would have filled that.
+    let mut stream = streams.pop().unwrap();
+    drop(streams);
     let late = node.runtime.block_on(async {
-        let mut stream = streams.pop().unwrap();
         let mut bytes = 0;
         while let Some(chunk) = stream.message().await.unwrap() {
             bytes += chunk.data.len();
@@ -202,10 +200,10 @@ fn five_hundred_followers_that_do_not_read_hold_up_nobody() {
 #[test]
 fn files_are_listed_and_read_within_the_sandbox_and_nowhere_else() {
     let mut node = Node::new();
-    let gate = node.scene.gate("gate");
+    let (made, gate) = (node.scene.gate("made"), node.scene.gate("gate"));
     let files = "mkdir d; seq 1 40000 > d/long; ln -s /etc/passwd link; ln -s / root; mkfifo fifo; printf x > '%2e%2e'";
-    node.launch(&task([p("a", format!("{files}; {}; {}", gate.tell(), gate.hold()))]));
-    gate.wait();
+    node.launch(&task([p("a", format!("{files}; {}; {}", made.tell(), gate.hold()))]));
+    made.wait();
     let task_id = node.scene.id().to_owned();
     let mut observer = node.observer();
     let mut list = |path: &str, page_size, page_token: String| {
