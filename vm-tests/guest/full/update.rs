@@ -256,10 +256,9 @@ fn a_change_of_limits_that_takes_long_dies_with_its_runner() {
     let update = dirty.shrink();
 
     let first = enforcer().expect("it is not done yet");
-    dirty.scene.runner().kill();
+    dirty.scene.kill_runner(dirty.running);
     first.wait();
     let (status, told) = ended(update);
-    dirty.running.finish();
     let resumed = dirty.scene.resume();
     dirty.scene.kill(&["--wait", "0s"]);
 
