@@ -189,7 +189,7 @@ pub(super) async fn get(
         let meter = node.meters.get(&key);
         let nearest = meter.metered().nearest(time);
         return nearest.ok_or_else(|| {
-            let text = "no history is kept of a task that nobody watches; ask for now";
+            let text = "no history is kept of a task that nobody watches; leave `time` out";
             status::info(Code::OutOfRange, "NO_HISTORY", text, &[])
         });
     }
