@@ -136,9 +136,9 @@ pub enum FileError {
         /// What was asked for.
         path: PathBuf,
     },
-    /// It is not on the file system of the sandbox.
-    #[error("{}: is on another mount, and none is entered", path.display())]
-    Mount {
+    /// It is on another mount, or was moved out of the sandbox while the path was walked.
+    #[error("{}: leads out of the sandbox, or to another mount", path.display())]
+    Outside {
         /// What was asked for.
         path: PathBuf,
     },
@@ -185,7 +185,7 @@ impl FileError {
             Errno::ENOENT | Errno::ENAMETOOLONG => Self::NotFound { path },
             Errno::EACCES | Errno::EPERM => Self::Denied { path },
             Errno::ELOOP => Self::Link { path },
-            Errno::EXDEV => Self::Mount { path },
+            Errno::EXDEV => Self::Outside { path },
             Errno::ENOTDIR => Self::NotDirectory { path },
             Errno::ENOSYS => Self::NoOpenat2,
             errno => Self::Sys { call, path, errno },
@@ -489,7 +489,6 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
     use std::os::unix::net::UnixListener;
-    use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::{Duration, Instant};
 
     use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
@@ -500,7 +499,7 @@ mod tests {
 
     use super::*;
     use crate::sys::fault::take_away;
-    use crate::testing::{ORDINARY, TempDir, alone, is_root, ordinary};
+    use crate::testing::{ORDINARY, TempDir, alone, is_root, ordinary, while_disturbed};
 
     fn path(text: impl AsRef<[u8]>) -> SandboxPath {
         SandboxPath::new(text).unwrap()
@@ -744,7 +743,7 @@ mod tests {
                 let from = Path::new("/").join(name);
                 mount(Some(&from), &place, none, MsFlags::MS_BIND | MsFlags::MS_REC, none).unwrap();
             }
-            let entered = |error| matches!(error, FileError::Mount { .. });
+            let entered = |error| matches!(error, FileError::Outside { .. });
             for name in ["etc/passwd", "proc/self/root/etc/passwd", "proc/version"] {
                 assert!(entered(files(&temp).open(&path(name)).unwrap_err()), "{name}");
             }
@@ -759,6 +758,10 @@ mod tests {
                 nix::mount::umount2(&temp.path().join(name), flags).unwrap();
             }
         });
+    }
+
+    fn swap(one: &Path, other: &Path) {
+        renameat2(AT_FDCWD, one, AT_FDCWD, other, RenameFlags::RENAME_EXCHANGE).unwrap();
     }
 
     /// Attacks 14, 17: names are exchanged with links all the time.
@@ -780,15 +783,9 @@ mod tests {
         ] {
             let link = temp.path().join("link");
             symlink(&target, &link).unwrap();
-            let going = AtomicBool::new(true);
             let (mut opened, mut refused) = (0, 0);
-            std::thread::scope(|scope| {
-                scope.spawn(|| {
-                    while going.load(Ordering::Relaxed) {
-                        let exchange = RenameFlags::RENAME_EXCHANGE;
-                        renameat2(AT_FDCWD, &place, AT_FDCWD, &link, exchange).unwrap();
-                    }
-                });
+            let exchange = || swap(&place, &link);
+            while_disturbed(exchange, || {
                 let start = Instant::now();
                 let goes_on = |met| {
                     start.elapsed()
@@ -802,13 +799,14 @@ mod tests {
                         }
                         Err(FileError::Link { .. }) => refused += 1,
                         Err(FileError::Sandbox { errno: Errno::ELOOP, .. }) => refused += 1,
+                        // It was moved out of the sandbox while the kernel walked through it.
+                        Err(FileError::Outside { .. }) => {}
                         Err(error) => panic!("{error}"),
                     }
                     if let Ok(listing) = files.list(&path("dir"), &first(9)) {
                         assert!(listing.entries.iter().all(|entry| entry.name != "hidden"));
                     }
                 }
-                going.store(false, Ordering::Relaxed);
             });
             assert!(opened > 0 && refused > 0, "{}: {opened}, {refused}", place.display());
             if place.is_symlink() {
@@ -851,23 +849,20 @@ mod tests {
         let (file, fifo) = (temp.path().join("file"), temp.path().join("fifo"));
         fs::write(&file, "text").unwrap();
         mkfifo(&fifo, Mode::S_IRWXU).unwrap();
-        let going = AtomicBool::new(true);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while going.load(Ordering::Relaxed) {
-                    renameat2(AT_FDCWD, &file, AT_FDCWD, &fifo, RenameFlags::RENAME_EXCHANGE)
-                        .unwrap();
+        while_disturbed(
+            || swap(&file, &fifo),
+            || {
+                let end = Instant::now() + Duration::from_millis(300);
+                while Instant::now() < end {
+                    match files(&temp).open(&path("file")) {
+                        Ok(file) => assert_eq!(content(&file), "text"),
+                        Err(error) => {
+                            assert!(matches!(error, FileError::NotFile { .. }), "{error}")
+                        }
+                    }
                 }
-            });
-            let end = Instant::now() + Duration::from_millis(300);
-            while Instant::now() < end {
-                match files(&temp).open(&path("file")) {
-                    Ok(file) => assert_eq!(content(&file), "text"),
-                    Err(error) => assert!(matches!(error, FileError::NotFile { .. }), "{error}"),
-                }
-            }
-            going.store(false, Ordering::Relaxed);
-        });
+            },
+        );
     }
 
     /// Attack 18.

@@ -6,7 +6,7 @@ use std::env;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Gid, Uid, geteuid, setgroups, setresgid, setresuid};
@@ -69,6 +69,26 @@ fn in_single_thread(body: impl FnOnce()) {
     };
     let (pid, _) = fork(child).unwrap();
     assert_eq!(waitpid(pid, None), Ok(WaitStatus::Exited(pid, 0)));
+}
+
+/// What `body` returns, while another thread does `disturb` again and again. Both end when `body` returns or panics.
+pub(crate) fn while_disturbed<T>(disturb: impl Fn() + Sync, body: impl FnOnce() -> T) -> T {
+    struct Stop<'a>(&'a AtomicBool);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _stop = Stop(&over);
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                disturb();
+            }
+        });
+        body()
+    })
 }
 
 /// Whether this is root; a test that needs it says that it was left out.

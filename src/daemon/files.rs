@@ -172,7 +172,7 @@ fn of_file(error: &FileError) -> Status {
         E::NotFound { .. } => status::info(Code::NotFound, "NO_FILE", text, &[]),
         E::Denied { .. } => status::denied(text),
         E::Link { .. } => refused("LINK"),
-        E::Mount { .. } => refused("MOUNT"),
+        E::Outside { .. } => refused("MOUNT"),
         E::NotDirectory { .. } => refused("NOT_DIRECTORY"),
         E::NotFile { .. } => refused("NOT_FILE"),
         E::Huge { .. } => status::info(Code::ResourceExhausted, "HUGE_DIRECTORY", text, &[]),

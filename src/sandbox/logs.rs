@@ -347,7 +347,6 @@ mod tests {
     use std::io::{Read, Write};
     use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
     use std::os::unix::net::UnixListener;
-    use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::{Duration, Instant};
 
     use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
@@ -356,7 +355,7 @@ mod tests {
 
     use super::*;
     use crate::identity;
-    use crate::testing::{ORDINARY, TempDir, is_root, ordinary};
+    use crate::testing::{ORDINARY, TempDir, is_root, ordinary, while_disturbed};
 
     fn process() -> ProcessName {
         ProcessName::new("web *?\"'%~").unwrap()
@@ -536,17 +535,11 @@ mod tests {
                 [&path, &victim].map(|base| base.join(place).components().collect::<PathBuf>());
             append_to_log(&path, false).unwrap();
             symlink(&target, &link).unwrap();
-            let going = AtomicBool::new(true);
-            std::thread::scope(|scope| {
-                scope.spawn(|| {
-                    while going.load(Ordering::Relaxed) {
-                        exchange(&place, &link, &target);
-                    }
-                });
-                let met = write_and_read(&path, Duration::from_millis(200));
-                going.store(false, Ordering::Relaxed);
-                assert!(met, "no link was met at {}", place.display());
-            });
+            let met = while_disturbed(
+                || exchange(&place, &link, &target),
+                || write_and_read(&path, Duration::from_millis(200)),
+            );
+            assert!(met, "no link was met at {}", place.display());
         }
 
         assert_eq!(listing(&victim), before);
@@ -596,22 +589,17 @@ mod tests {
         fs::write(&victim, "untouched").unwrap();
         fs::hard_link(&victim, &other).unwrap();
         dir.append(Stream::Stdout).unwrap();
-        let going = AtomicBool::new(true);
+        let swap = || {
+            renameat2(AT_FDCWD, &log, AT_FDCWD, &other, RenameFlags::RENAME_EXCHANGE).unwrap();
+        };
 
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while going.load(Ordering::Relaxed) {
-                    renameat2(AT_FDCWD, &log, AT_FDCWD, &other, RenameFlags::RENAME_EXCHANGE)
-                        .unwrap();
-                }
-            });
+        while_disturbed(swap, || {
             let end = Instant::now() + Duration::from_millis(500);
             while Instant::now() < end {
                 if let Ok(fd) = dir.append(Stream::Stdout) {
                     File::from(fd).write_all(b"x").unwrap();
                 }
             }
-            going.store(false, Ordering::Relaxed);
         });
 
         assert_eq!(fs::read_to_string(&victim).unwrap(), "untouched");

@@ -286,8 +286,15 @@ fn a_directory_that_is_swapped_for_a_link_is_no_way_out() {
     let process = p("a", "seq 1000; [ -e stop ]").max_failures(0).with("min_duration", 0.02);
     let task = task([process.with("logger", rotate)]);
 
+    struct Stop<'a>(&'a AtomicBool);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
     let over = AtomicBool::new(false);
     let ended = std::thread::scope(|threads| {
+        let _stop = Stop(&over);
         threads.spawn(|| {
             while !over.load(Ordering::Relaxed) {
                 let flags = RenameFlags::RENAME_EXCHANGE;
@@ -304,9 +311,7 @@ fn a_directory_that_is_swapped_for_a_link_is_no_way_out() {
             assert!(!format!("{tail:?}").contains("of root alone"), "{tail:?}");
         }
         fs::write(scene.sandbox().join("stop"), "").unwrap();
-        let ended = running.finish();
-        over.store(true, Ordering::Relaxed);
-        ended
+        running.finish()
     });
 
     ended.assert("SUCCESS", &[]);
