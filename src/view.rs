@@ -239,6 +239,7 @@ pub fn task_view(launch: &Launch, state: &TaskState, runner_pid: Option<i32>) ->
         usage: task_usage(state),
         paused_since: state.pause().map(|pause| time(pause.since)),
         rounded: all_rounded(launch, state),
+        lost_limits: Vec::new(),
         resources: state.spec().resources.as_ref().map(Resources::to_proto),
         labels: launch.labels.clone(),
     }
@@ -604,6 +605,7 @@ pub(crate) mod tests {
                 ],
                 "unenforced": [],
                 "rounded": [],
+                "lostLimits": [],
                 "labels": {},
                 "logDir": "/sandbox/.logs",
                 "containment": "cgroup",
