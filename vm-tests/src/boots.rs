@@ -89,6 +89,15 @@ const NOT_IN_A_GUEST: &[&str] = &[
     "ending::terminal_means_empty",
     "logs::a_flood_arrives_byte_for_byte_and_costs_no_memory",
     "order::a_huge_dag_is_ordinary",
+    "order::losses_in_a_row_are_bounded",
+    "order::zero_means_without_limit",
+    "outcomes::o29_a_hundred_losses_in_a_row_are_a_failure",
+    "outcomes::o35_losses_are_counted_in_a_row",
+    "outcomes::o38_a_flood_leaves_the_live_log_and_five_backups",
+    "recover::a_torn_tail_is_cut_and_said_so",
+    // A race that is run for a minute, or for so many rounds. `full::contained` has the one of leaves.
+    "identity::no_process_of_a_run_is_ever_outside_its_leaf",
+    "logs::a_directory_that_is_swapped_for_a_link_is_no_way_out",
     // Nothing of a cgroup is in the answers.
     "daemon::reading::five_hundred_followers_that_do_not_read_hold_up_nobody",
     // They need Perl.
