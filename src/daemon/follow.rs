@@ -496,7 +496,7 @@ fn start_runner(
     base: Option<&PathBuf>,
 ) -> Result<Followed, String> {
     let find = || cgroup::find(&cgroup::Options { explicit: base.cloned() });
-    let reach = Reach { root, base: &find };
+    let reach = Reach { root, base: &find, by: None };
     let followed = reach.start(id, Console::Log).map_err(|error| chain(&error))?;
     tracing::info!(task = %id, "a runner was started");
     Ok(followed)
