@@ -270,7 +270,7 @@ fn a_runner_refuses_what_only_a_newer_daemon_knows_and_goes_on() {
     let control = root.control(&TaskId::new(node.scene.id()).unwrap());
     let ask = |bytes: &[u8]| {
         let (ours, theirs) = socket::pair().unwrap();
-        socket::send_to(&control, bytes, theirs.as_fd(), DEADLINE).unwrap();
+        socket::send_to(&control, bytes, theirs.as_fd(), None, DEADLINE).unwrap();
         drop(theirs);
         let mut answer = Vec::new();
         UnixStream::from(ours).read_to_end(&mut answer).unwrap();
