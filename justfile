@@ -29,10 +29,6 @@ bench PART="": build
 vm-bench:
     cargo run --locked -q -p vm-tests -- --boot bench-6.1
 
-# TASKS tasks are launched and run while the daemon is killed every second: attack 49 as a whole. CI has fewer.
-storm TASKS="1000":
-    DEWAR_STORM_TASKS={{TASKS}} cargo test --locked --test it -- --nocapture a_daemon_that_is_killed_every_second
-
 # Fuzz one decoder: frame, record, task_file or template. Needs cargo-fuzz and a nightly toolchain.
 fuzz TARGET SECONDS="600":
     cargo +nightly fuzz run --fuzz-dir tests/fuzz {{TARGET}} -- -max_total_time={{SECONDS}}

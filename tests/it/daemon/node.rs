@@ -31,9 +31,17 @@ impl Node {
         Self::with(&[])
     }
 
+    /// For very many tasks.
+    pub(super) fn of_many_files() -> Self {
+        Self::of(Scene::of_many_files(), &[])
+    }
+
     /// With `arguments` for the daemon.
     pub(super) fn with(arguments: &[&str]) -> Self {
-        let scene = Scene::new();
+        Self::of(Scene::new(), arguments)
+    }
+
+    fn of(scene: Scene, arguments: &[&str]) -> Self {
         let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
         let daemon = serve(&scene, &arguments);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
