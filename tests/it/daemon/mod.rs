@@ -1,5 +1,7 @@
 //! `dewar serve`, by a client over its socket.
 
+mod attacks;
+mod clients;
 mod exec;
 mod node;
 mod reading;
