@@ -32,7 +32,9 @@ pub(super) struct Control {
 pub(super) async fn block<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Status> + Send + 'static,
 ) -> Result<T, Status> {
-    match tokio::task::spawn_blocking(work).await {
+    // What is logged there is of the same call.
+    let call = tracing::Span::current();
+    match tokio::task::spawn_blocking(move || call.in_scope(work)).await {
         Ok(done) => done,
         Err(error) => Err(status::internal(error.to_string())),
     }
@@ -120,12 +122,12 @@ impl RunnerService for Control {
         &self,
         request: Request<LaunchRequest>,
     ) -> Result<Response<LaunchResponse>, Status> {
-        let peer = Peer::of(&request)?;
+        let peer = Peer::that_controls(&request)?;
         let node = self.node.clone();
         let request = request.into_inner();
         let answer = block(move || {
             let (id, is_new) = launch::launch(&node, &peer, request)?;
-            tracing::info!(task = %id, uid = peer.uid, is_new, "launched");
+            tracing::info!(task = %id, uid = peer.user(), is_new, "launched");
             let task = watch::view(&node.root, &id)?;
             Ok(LaunchResponse { task: Some(task), is_new })
         });
@@ -138,7 +140,7 @@ impl RunnerService for Control {
         &self,
         request: Request<Streaming<ExecRequest>>,
     ) -> Result<Response<Self::ExecStream>, Status> {
-        let peer = Peer::of(&request)?;
+        let peer = Peer::that_controls(&request)?;
         exec::exec(&self.node, &peer, request.into_inner()).await.map(Response::new)
     }
 
@@ -146,7 +148,7 @@ impl RunnerService for Control {
         &self,
         request: Request<SignalRequest>,
     ) -> Result<Response<SignalResponse>, Status> {
-        let peer = Peer::of(&request)?;
+        let peer = Peer::that_controls(&request)?;
         let node = self.node.clone();
         let request = request.into_inner();
         let all = match SignalScope::try_from(request.scope) {
@@ -160,14 +162,14 @@ impl RunnerService for Control {
             .map_err(|error| status::bad_fields([("signal".to_owned(), error.to_string())]))?;
         let answer = block(move || {
             node.order_live(&id, state, &Order::Signal(SignalTask { process, signal, all }))?;
-            tracing::info!(task = %id, uid = peer.uid, signal, all, "signalled");
+            tracing::info!(task = %id, uid = peer.user(), signal, all, "signalled");
             Ok(SignalResponse {})
         });
         answer.await.map(Response::new)
     }
 
     async fn kill(&self, request: Request<KillRequest>) -> Result<Response<KillResponse>, Status> {
-        let peer = Peer::of(&request)?;
+        let peer = Peer::that_controls(&request)?;
         let node = self.node.clone();
         let request = request.into_inner();
         let (id, state) = node.known(&peer, &request.task_id)?;
@@ -176,21 +178,21 @@ impl RunnerService for Control {
         let answer = block(move || {
             let grace = grace.map_or_else(|| node.finalization_wait(&id), Ok)?;
             node.end(&id, state, &control::to_kill(grace, false, reason))?;
-            tracing::info!(task = %id, uid = peer.uid, "killed");
+            tracing::info!(task = %id, uid = peer.user(), "killed");
             Ok(KillResponse { state: watch::view(&node.root, &id)?.state })
         });
         answer.await.map(Response::new)
     }
 
     async fn lose(&self, request: Request<LoseRequest>) -> Result<Response<LoseResponse>, Status> {
-        let peer = Peer::of(&request)?;
+        let peer = Peer::that_controls(&request)?;
         let node = self.node.clone();
         let LoseRequest { task_id, reason: why } = request.into_inner();
         let (id, state) = node.known(&peer, &task_id)?;
         let reason = reason(why)?;
         let answer = block(move || {
             node.end(&id, state, &control::to_kill(Duration::ZERO, true, reason))?;
-            tracing::info!(task = %id, uid = peer.uid, "lost");
+            tracing::info!(task = %id, uid = peer.user(), "lost");
             Ok(LoseResponse { state: watch::view(&node.root, &id)?.state })
         });
         answer.await.map(Response::new)
@@ -200,7 +202,7 @@ impl RunnerService for Control {
         &self,
         request: Request<PauseRequest>,
     ) -> Result<Response<PauseResponse>, Status> {
-        let peer = Peer::of(&request)?;
+        let peer = Peer::that_controls(&request)?;
         let node = self.node.clone();
         let (id, state) = node.known(&peer, &request.get_ref().task_id)?;
         let answer = block(move || {
@@ -222,7 +224,7 @@ impl RunnerService for Control {
         &self,
         request: Request<ResumeRequest>,
     ) -> Result<Response<ResumeResponse>, Status> {
-        let peer = Peer::of(&request)?;
+        let peer = Peer::that_controls(&request)?;
         let node = self.node.clone();
         let (id, state) = node.known(&peer, &request.get_ref().task_id)?;
         let answer = block(move || {
@@ -236,7 +238,7 @@ impl RunnerService for Control {
         &self,
         request: Request<UpdateRequest>,
     ) -> Result<Response<UpdateResponse>, Status> {
-        let peer = Peer::of(&request)?;
+        let peer = Peer::that_controls(&request)?;
         let node = self.node.clone();
         let UpdateRequest { task_id, process, change, force } = request.into_inner();
         let (id, state) = node.known(&peer, &task_id)?;
@@ -264,7 +266,7 @@ impl RunnerService for Control {
         &self,
         request: Request<RemoveRequest>,
     ) -> Result<Response<RemoveResponse>, Status> {
-        let peer = Peer::of(&request)?;
+        let peer = Peer::that_controls(&request)?;
         let node = self.node.clone();
         let RemoveRequest { task_id, sandbox } = request.into_inner();
         let id = status::task_id(&task_id)?;
@@ -280,7 +282,7 @@ impl RunnerService for Control {
             crate::remove::remove(&node.root, &id, sandbox)
                 .map_err(|error| status::unavailable(&error))?;
             node.registry.removed(&id);
-            tracing::info!(task = %id, uid = peer.uid, sandbox, "removed");
+            tracing::info!(task = %id, uid = peer.user(), sandbox, "removed");
             Ok(RemoveResponse {})
         });
         answer.await.map(Response::new)

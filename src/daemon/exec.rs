@@ -67,7 +67,7 @@ pub(super) async fn exec(
     let (root, task) = (node.root.clone(), id.clone());
     let place = block(move || place(&root, &task)).await?;
     let exec = begin(&id, place, request).await?;
-    tracing::info!(task = %id, uid = peer.uid, pid = exec.pid(), "exec");
+    tracing::info!(task = %id, uid = peer.user(), pid = exec.pid(), "exec");
     let (to_caller, answers) = mpsc::channel(QUEUE);
     let session = Session::new(exec).map_err(|error| status::unavailable(&error))?;
     let mut stopping = node.stopping.clone();

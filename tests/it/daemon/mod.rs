@@ -3,6 +3,7 @@
 mod exec;
 mod node;
 mod reading;
+mod tcp;
 
 use dewar::proto::watch_tasks_response::Message;
 use dewar::proto::{
