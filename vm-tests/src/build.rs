@@ -71,7 +71,15 @@ fn cargo(
     built: &mut HashMap<String, PathBuf>,
 ) -> Result<(), BuildError> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
+    let mut command = Command::new(cargo);
+    // Those that `cargo run` set for us are not for what is built now: ring is built anew where they differ, and all that needs it.
+    let ours = env::vars_os().map(|(name, _)| name);
+    let ours = ours.filter(|name| {
+        let name = name.to_string_lossy();
+        name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
+    });
+    ours.for_each(|name| drop(command.env_remove(name)));
+    let output = command
         .args(arguments)
         .args(["--locked", "--message-format=json-render-diagnostics"])
         .current_dir(&place.repository)
