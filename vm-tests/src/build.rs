@@ -73,12 +73,12 @@ fn cargo(
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     // Those that `cargo run` set for us are not for what is built now: ring is built anew where they differ, and all that needs it.
-    let ours = env::vars_os().map(|(name, _)| name);
-    let ours = ours.filter(|name| {
-        let name = name.to_string_lossy();
-        name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
-    });
-    ours.for_each(|name| drop(command.env_remove(name)));
+    for (name, _) in env::vars_os() {
+        let ours = name.to_string_lossy();
+        if ours.starts_with("CARGO_PKG_") || ours.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(name);
+        }
+    }
     let output = command
         .args(arguments)
         .args(["--locked", "--message-format=json-render-diagnostics"])
