@@ -1,5 +1,6 @@
 //! `dewar serve`, by a client over its socket.
 
+mod client;
 mod exec;
 mod node;
 mod reading;
