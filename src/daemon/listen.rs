@@ -22,6 +22,11 @@ use crate::sys::socket;
 /// Most connections of one user that is no admin; admins have no limit but that of descriptors.
 const MAX_CONNECTIONS: usize = 256;
 
+/// Looks at a socket that is listened on, and the pause after each: a second in all. A child of a daemon that was killed has its socket
+/// until it has become a runner (execve(2)).
+const HELD_LOOKS: u32 = 50;
+const HELD_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
+
 /// Why there is no socket to listen on. Each says what was found and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
@@ -187,10 +192,13 @@ fn clear(path: &Path) -> Result<(), ListenError> {
         }
         Ok(_) => {}
     }
-    match std::os::unix::net::UnixStream::connect(path) {
-        Ok(_) => Err(ListenError::InUse(path.to_owned())),
-        Err(_) => std::fs::remove_file(path).map_err(failed("unlink")),
+    for _ in 0..HELD_LOOKS {
+        if std::os::unix::net::UnixStream::connect(path).is_err() {
+            return std::fs::remove_file(path).map_err(failed("unlink"));
+        }
+        std::thread::sleep(HELD_PAUSE);
     }
+    Err(ListenError::InUse(path.to_owned()))
 }
 
 impl Listener {

@@ -192,8 +192,9 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
     served
 }
 
-/// The lock that tells that this root is served.
-fn only_one(root: &Root) -> Result<std::fs::File, ServeError> {
+/// The lock that tells that this root is served, and the file that it is taken with. It is the process's: a child that is about to become
+/// a runner as the daemon is killed does not keep it.
+fn only_one(root: &Root) -> Result<(std::fs::File, lock::ProcessLock), ServeError> {
     let path = root.path().join("daemon.lock");
     let failed = |call| {
         let path = path.clone();
@@ -202,8 +203,8 @@ fn only_one(root: &Root) -> Result<std::fs::File, ServeError> {
     let mut options = std::fs::OpenOptions::new();
     let file =
         options.create(true).truncate(false).write(true).open(&path).map_err(failed("open"))?;
-    match lock::lock_description(&file) {
-        Ok(()) => Ok(file),
+    match lock::ProcessLock::take(&file) {
+        Ok(lock) => Ok((file, lock)),
         Err(lock::LockError::Held(_)) => Err(ServeError::Served(root.path().to_owned())),
         Err(lock::LockError::Sys(errno)) => Err(failed("fcntl")(errno.into()).into()),
     }

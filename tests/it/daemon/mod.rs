@@ -1,6 +1,8 @@
 //! `dewar serve`, by a client over its socket.
 
+mod attacks;
 mod client;
+mod clients;
 mod exec;
 mod node;
 mod reading;
