@@ -26,6 +26,8 @@ mod exec;
 mod failure;
 mod file;
 mod follow;
+#[cfg(feature = "net")]
+mod health;
 mod inspect;
 mod json;
 mod kill;
@@ -115,6 +117,8 @@ fn dispatch(command: &Command) -> Result<u8, Failure> {
         Command::Completion(args) => completion::run(args),
         #[cfg(feature = "net")]
         Command::Serve(args) => serve::run(args),
+        #[cfg(feature = "net")]
+        Command::Health(args) => health::run(args),
     }
 }
 
