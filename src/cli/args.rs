@@ -187,9 +187,9 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = HEALTH_EXAMPLES)]
 pub(super) struct Health {
-    /// Unix socket of the daemon [default: /run/dewar/dewar.sock as root, else $XDG_RUNTIME_DIR/dewar/dewar.sock]
-    #[arg(long, value_name = "PATH", env = "DEWAR_ADDRESS")]
-    pub(super) address: Option<PathBuf>,
+    /// Who is asked.
+    #[command(flatten)]
+    pub(super) daemon: AddressArg,
 
     /// How long to wait for its answer
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration)]

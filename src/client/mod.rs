@@ -18,6 +18,7 @@ use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
+use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt;
 use tower::service_fn;
 
@@ -141,6 +142,11 @@ impl Client {
     /// Its `ObserverService`.
     pub fn observer(&self) -> ObserverServiceClient<Channel> {
         ObserverServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
+    }
+
+    /// Its health service.
+    pub fn health(&self) -> HealthClient<Channel> {
+        HealthClient::new(self.channel.clone())
     }
 
     /// Tasks in the order of their ids, on however many pages.
