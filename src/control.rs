@@ -74,7 +74,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 ///
 /// [`ControlError`].
 pub fn kill(root: &Root, task: &TaskId, wait: Duration, lost: bool) -> Result<(), ControlError> {
-    order(root, task, to_kill(wait, lost, None)).map(drop)
+    order(root, task, to_kill(wait, lost, None), None).map(drop)
 }
 
 /// Longest reason of a kill, bytes.
@@ -86,13 +86,19 @@ pub fn to_kill(wait: Duration, lost: bool, reason: Option<String>) -> Request {
     Request::Kill(KillTask { wait_nanos, lost, reason })
 }
 
-/// Asks the runner of a task to do something; that is on disk when this returns. Tells which limits the kernel rounded.
+/// Asks the runner of a task to do something, on behalf of user `by` or for ourselves; that is on disk when this returns. Tells
+/// which limits the kernel rounded.
 ///
 /// # Errors
 ///
 /// [`ControlError`].
-pub fn order(root: &Root, task: &TaskId, request: Request) -> Result<Vec<String>, ControlError> {
-    answer(root, task, ask(root, task, request)?)
+pub fn order(
+    root: &Root,
+    task: &TaskId,
+    request: Request,
+    by: Option<u32>,
+) -> Result<Vec<String>, ControlError> {
+    answer(root, task, ask(root, task, request, by)?)
 }
 
 /// Waits for the answer to a request that was sent along with the other end of `ours`.
@@ -161,7 +167,7 @@ const HEARING: Duration = Duration::from_secs(1);
 ///
 /// [`ControlError`]; [`ControlError::Absent`] also of a runner that is dying: its socket may take a request that it never hears.
 pub fn follow(root: &Root, task: &TaskId) -> Result<OwnedFd, ControlError> {
-    let ours = ask(root, task, Request::Follow(Follow {}))?;
+    let ours = ask(root, task, Request::Follow(Follow {}), None)?;
     let mut fds = [PollFd::new(ours.as_fd(), PollFlags::POLLIN)];
     // Cut short by a signal, it is followed without.
     let heard = poll(&mut fds, PollTimeout::try_from(HEARING).unwrap_or(PollTimeout::MAX));
@@ -172,12 +178,25 @@ pub fn follow(root: &Root, task: &TaskId) -> Result<OwnedFd, ControlError> {
     Ok(ours)
 }
 
-fn ask(root: &Root, task: &TaskId, request: Request) -> Result<OwnedFd, ControlError> {
+fn ask(
+    root: &Root,
+    task: &TaskId,
+    request: Request,
+    by: Option<u32>,
+) -> Result<OwnedFd, ControlError> {
     let failed = |error| ControlError::Io { task: task.clone(), error };
     let bytes = ControlRequest { request: Some(request) }.encode_to_vec();
     let (ours, theirs) = socket::pair().map_err(failed)?;
     let (_dir, path) = short(&root.control(task)).map_err(|errno| failed(errno.into()))?;
-    match socket::send_to(&path, &bytes, theirs.as_fd(), PATIENCE) {
+    let send = |by| socket::send_to(&path, &bytes, theirs.as_fd(), by, PATIENCE);
+    let sent = match send(by) {
+        // Only root may speak for others; the runner then records us.
+        Err(error) if by.is_some() && error.raw_os_error() == Some(Errno::EPERM as i32) => {
+            send(None)
+        }
+        sent => sent,
+    };
+    match sent {
         Ok(()) => Ok(ours),
         // Its queue is full: others have asked, and were not heard.
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(silent(root, task)),

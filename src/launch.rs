@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, PoisonError};
 
 use nix::errno::Errno;
+use nix::unistd::getuid;
 use prost::Message;
 
 use crate::cgroup::Base;
@@ -23,7 +24,7 @@ use crate::failpoint::{Failpoint, hit};
 use crate::proto::record::Kind;
 use crate::proto::{ControlRequest, Launch};
 use crate::sys::exec::{Image, exit_now};
-use crate::sys::socket::Datagram;
+use crate::sys::socket::{Datagram, Peer};
 use crate::sys::{clock, clone, fds, fs, limit, signal, socket};
 use crate::task::TaskId;
 
@@ -406,10 +407,12 @@ impl Waiting {
         self,
         request: &ControlRequest,
         reply: BorrowedFd<'_>,
+        by: Option<u32>,
     ) -> Result<Started, LaunchError> {
         let request = request.encode_to_vec();
-        let length = u32::try_from(request.len()).unwrap_or(u32::MAX);
-        let bytes = [&[GO_WITH], &length.to_ne_bytes()[..], &request].concat();
+        let length = u32::try_from(request.len()).unwrap_or(u32::MAX).to_ne_bytes();
+        let by = by.unwrap_or_else(|| getuid().as_raw()).to_ne_bytes();
+        let bytes = [&[GO_WITH], &length[..], &by, &request].concat();
         let Started { pid, pidfd, nudges } = self.0;
         let stream = UnixStream::from(nudges);
         match socket::send(&stream, &bytes, reply) {
@@ -422,9 +425,11 @@ impl Waiting {
 /// First byte to a runner: it may begin.
 const GO: u8 = 0;
 
-/// First byte to a runner: it may begin, and hears a request first. Its length follows, 4 bytes, and the request; with the byte
-/// comes the descriptor for the answer.
-const GO_WITH: u8 = 1;
+/// First byte to a runner: it may begin, and hears a request first. The length of that follows, and the user on whose behalf it is
+/// made, 4 bytes each, and the request; with the byte comes the descriptor for the answer.
+///
+/// 1 was the same without the user; a daemon of that time asks anew when it gets no answer.
+const GO_WITH: u8 = 3;
 
 /// Second byte to a runner, after the word to go and whatever came with it: the acceptance of its task is on disk.
 const DURABLE: u8 = 2;
@@ -449,11 +454,16 @@ pub fn hear(follower: OwnedFd) -> io::Result<(OwnedFd, Option<Word>)> {
     let word = match (count, first) {
         (0, _) => None,
         (_, [GO_WITH]) => {
-            let mut length = [0; 4];
+            let (mut length, mut by) = ([0; 4], [0; 4]);
             (&stream).read_exact(&mut length)?;
+            (&stream).read_exact(&mut by)?;
             let mut bytes = Vec::new();
             (&stream).take(u32::from_ne_bytes(length).into()).read_to_end(&mut bytes)?;
-            Some(Word::GoWith(Datagram { bytes, peer: socket::maker(&stream)?, fd }))
+            let maker = socket::maker(&stream)?;
+            // Root may speak for others, as it may on the control socket.
+            let uid = if maker.uid == 0 { u32::from_ne_bytes(by) } else { maker.uid };
+            let peer = Peer { uid, ..maker };
+            Some(Word::GoWith(Datagram { bytes, peer, fd }))
         }
         _ => Some(Word::Go),
     };
@@ -589,4 +599,37 @@ fn become_runner(
     fds::lay(follower.as_fd(), FOLLOWER)?;
     fds::close_on_exec_from(FOLLOWER + 1)?;
     Err(image.execve())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{alone, become_ordinary, is_root};
+
+    /// Whom a runner hears to have asked, of a request for user 4711 that it is started with.
+    fn heard() -> u32 {
+        let (ours, theirs) = socket::pair().unwrap();
+        let (reply, _) = socket::pair().unwrap();
+        let pidfd = reply.try_clone().unwrap();
+        let waiting = Waiting(Started { pid: 0, pidfd, nudges: ours });
+        let request = ControlRequest::default();
+
+        let _started = waiting.go_with(&request, reply.as_fd(), Some(4711)).unwrap();
+
+        let (_, word) = hear(theirs).unwrap();
+        let Some(Word::GoWith(Datagram { bytes, peer, fd })) = word else { panic!("no request") };
+        assert_eq!((bytes, fd.is_some()), (request.encode_to_vec(), true));
+        peer.uid
+    }
+
+    #[test]
+    fn a_runner_that_is_started_for_a_request_hears_whom_it_is_for() {
+        if is_root() {
+            assert_eq!(heard(), 4711);
+        }
+        alone(|| {
+            become_ordinary();
+            assert_eq!(heard(), getuid().as_raw(), "only root may speak for others");
+        });
+    }
 }

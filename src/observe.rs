@@ -4,14 +4,16 @@
 //! wrong with a stream into a view that says so.
 #![allow(clippy::disallowed_methods, reason = "reads streams")]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::causes::chain;
+use crate::cgroup::{Cgroup, TaskCgroup};
 use crate::checkpoint::paths::Place;
 use crate::checkpoint::{Identity, IoError, ReadError, Reader, Root, Tail, lock};
 use crate::proto::{self, Record, TaskView};
 use crate::state::must_last;
 use crate::task::TaskId;
+use crate::task::change::path;
 use crate::view::{Applied, Replay, ReplayError, corrupt_view};
 
 /// Why a task cannot be told of, or no further.
@@ -205,12 +207,39 @@ pub fn look(root: &Root, id: &TaskId, place: Place) -> Result<Sight, ObserveErro
     let Some(replay) = &observed.replay else { return Ok(unbegun(root, id, place)) };
     let ended = replay.state().phase().is_some_and(|phase| phase.is_terminal());
     let runner = if ended { None } else { runner_pid(root, id)? };
-    let sight = Sight { view: replay.view(runner), accepted: replay.launch().accepted_unix_nanos };
+    let lost_limits = if ended { Vec::new() } else { lost_limits(id, replay) };
+    let view = TaskView { lost_limits, ..replay.view(runner) };
+    let sight = Sight { view, accepted: replay.launch().accepted_unix_nanos };
     // What is among the finished ones was synced before it was moved there.
     if place == Place::Active && (ended || replay.state().kill().is_some()) {
         observed.sync()?;
     }
     Ok(sight)
+}
+
+/// Limits of a live task that are not in force any more. What cannot be read, or was removed meanwhile, has lost none.
+fn lost_limits(id: &TaskId, replay: &Replay) -> Vec<String> {
+    let state = replay.state();
+    let cgroup = state.leader().and_then(|leader| leader.cgroup.as_deref());
+    let cgroup = cgroup.and_then(|path| TaskCgroup::open_existing(Path::new(path), id).ok()?);
+    let Some(task) = cgroup else { return Vec::new() };
+    let mut lost = Vec::new();
+    let mut look = |cgroup: &Cgroup, resources, path: &str| {
+        lost.extend(cgroup.lost(resources, path).unwrap_or_default());
+    };
+    if let Some(resources) = &state.spec().resources {
+        look(&task, resources, &path(None));
+    }
+    for (index, spec) in (0..).zip(&state.spec().processes) {
+        let run = state.processes()[index as usize].live_run();
+        if let (Some(resources), Some((run, _))) = (&spec.resources, run)
+            && let Ok(Some(leaf)) = task.open_leaf(&spec.name, run)
+        {
+            look(&leaf, resources, &path(Some(index)));
+        }
+    }
+    lost.retain(|limit| !replay.launch().unenforced.contains(&limit.field));
+    lost.iter().map(ToString::to_string).collect()
 }
 
 /// Process id of the runner that holds a task; `None` if none lives.

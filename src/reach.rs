@@ -63,6 +63,8 @@ pub struct Reach<'a> {
     pub root: &'a Root,
     /// Finds the base for a task whose own one is gone.
     pub base: &'a dyn Fn() -> Result<Base, FindError>,
+    /// The user on whose behalf something is asked, which the runner records: root may speak for others. `None`: for ourselves.
+    pub by: Option<u32>,
 }
 
 impl Reach<'_> {
@@ -98,14 +100,14 @@ impl Reach<'_> {
         let root = self.root;
         let mut answer = Err(ControlError::Absent(id.clone()));
         for _ in 0..STARTS {
-            answer = self.patiently(id, || control::order(root, id, request.clone()));
+            answer = self.patiently(id, || control::order(root, id, request.clone(), self.by));
             if !matches!(answer, Err(ControlError::Absent(_))) {
                 break;
             }
             let (ours, theirs) =
                 socket::pair().map_err(|error| ControlError::Io { task: id.clone(), error })?;
             let request = ControlRequest { request: Some(request.clone()) };
-            self.prepare(id, Console::Log)?.go_with(&request, theirs.as_fd())?;
+            self.prepare(id, Console::Log)?.go_with(&request, theirs.as_fd(), self.by)?;
             drop(theirs);
             answer = control::answer(root, id, ours);
             // Another runner was faster, say: that one is asked then.

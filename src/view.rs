@@ -64,6 +64,8 @@ pub struct Applied {
 pub struct Replay {
     launch: Launch,
     state: TaskState,
+    /// Why the end of the task was asked for, as was said last.
+    reason: Option<String>,
 }
 
 impl Replay {
@@ -88,7 +90,7 @@ impl Replay {
         let task = launch.task.as_ref().ok_or(ReplayError::NoLaunch)?;
         let spec = TaskSpec::from_proto(task).map_err(ReplayError::Launch)?;
         let state = TaskState::new(spec, launch.loss_limit);
-        Ok(Self { launch, state })
+        Ok(Self { launch, state, reason: None })
     }
 
     /// Takes in the next record; the reader of the stream has seen to it that none is missing.
@@ -102,6 +104,9 @@ impl Replay {
         let event =
             Event::from_record(record).map_err(|error| ReplayError::Record { seq, error })?;
         self.state.apply(&event, at).map_err(|error| ReplayError::Apply { seq, error })?;
+        if let Event::KillRequested { reason: Some(reason), .. } = &event {
+            self.reason = Some(reason.clone());
+        }
         Ok(Applied { seq, at, event })
     }
 
@@ -117,7 +122,12 @@ impl Replay {
 
     /// All that is told about the task; `runner_pid`: its runner, if one lives.
     pub fn view(&self, runner_pid: Option<i32>) -> TaskView {
-        task_view(&self.launch, &self.state, runner_pid)
+        let view = task_view(&self.launch, &self.state, runner_pid);
+        let detail = match (view.detail, &self.reason) {
+            (Some(detail), Some(reason)) => Some(format!("{detail}: {reason}")),
+            (detail, _) => detail,
+        };
+        TaskView { detail, ..view }
     }
 
     /// What is told about an event that was just applied.
@@ -239,6 +249,7 @@ pub fn task_view(launch: &Launch, state: &TaskState, runner_pid: Option<i32>) ->
         usage: task_usage(state),
         paused_since: state.pause().map(|pause| time(pause.since)),
         rounded: all_rounded(launch, state),
+        lost_limits: Vec::new(),
         resources: state.spec().resources.as_ref().map(Resources::to_proto),
         labels: launch.labels.clone(),
     }
@@ -604,6 +615,7 @@ pub(crate) mod tests {
                 ],
                 "unenforced": [],
                 "rounded": [],
+                "lostLimits": [],
                 "labels": {},
                 "logDir": "/sandbox/.logs",
                 "containment": "cgroup",
@@ -720,7 +732,7 @@ pub(crate) mod tests {
             lost: false,
             by_uid: 0,
             by_pid: 99,
-            reason: None,
+            reason: Some("disk full".to_owned()),
         });
         let led = script.push(&Event::Led(Leader {
             runner: ProcessId { pid: 1, start_ticks: 1 },
@@ -730,9 +742,14 @@ pub(crate) mod tests {
         }));
 
         let told = json(&script.replay.event(&kill));
-        assert_eq!(told["kill"], json!({"lost": false, "byUid": 0, "wait": "1.500s"}));
+        assert_eq!(
+            told["kill"],
+            json!({"lost": false, "byUid": 0, "wait": "1.500s", "reason": "disk full"})
+        );
         assert_eq!(script.replay.event(&led), None);
-        assert_eq!(script.replay.view(None).dropped_bytes, Some(12));
+        let view = script.replay.view(None);
+        assert_eq!(view.dropped_bytes, Some(12));
+        assert_eq!(view.detail.as_deref(), Some("killed on request: disk full"));
     }
 
     #[test]

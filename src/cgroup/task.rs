@@ -64,12 +64,14 @@ impl TaskCgroup {
         self.apply_in(resources, path, usable)
     }
 
-    /// Enables for the leaves of this task what `resources` of a process need beyond what every task has. To be done before the
-    /// leaf of a live run is given such limits: [`Base::task_for`] did it for those that the task began with.
+    /// Enables for the leaves of this task what every task has, which somebody may have taken away, and what `resources` of a
+    /// process need beyond. To be done before the leaf of a live run is given such limits: [`Base::task_for`] did it for those
+    /// that the task began with.
     ///
     /// [`Base::task_for`]: super::Base::task_for
     pub fn enable_for_runs(&self, resources: &Resources) {
         self.enable_beneath(&limits::extra_controllers(resources));
+        controllers::enable(&[self.dir()], &Controller::ALWAYS);
     }
 
     /// Enables `extra` for the leaves of this task. What cannot be enabled is named where a limit needs it.

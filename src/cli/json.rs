@@ -45,7 +45,7 @@ mod tests {
             serde_json::from_str::<Value>(&line).unwrap(),
             serde_json::json!({
                 "taskId": "web-1", "state": "TASK_STATE_CORRUPT", "detail": "bad magic",
-                "ports": {}, "stateHistory": [], "unenforced": [], "processes": [], "rounded": [], "labels": {}
+                "ports": {}, "stateHistory": [], "unenforced": [], "processes": [], "rounded": [], "lostLimits": [], "labels": {}
             })
         );
         assert!(line.ends_with("}\n"));

@@ -58,7 +58,7 @@ pub(super) fn order(root: &Root, id: &TaskId, request: &Request) -> Result<Vec<S
 }
 
 fn reach(root: &Root) -> Reach<'_> {
-    Reach { root, base: &|| find(None) }
+    Reach { root, base: &|| find(None), by: None }
 }
 
 /// Finds the base cgroup. An ordinary user who was given none gets one from its own systemd, where that runs: this

@@ -141,6 +141,9 @@ fn push_details(text: &mut String, view: &TaskView, verbose: u8, style: Style) {
             "  it has no runner, so nothing new is started: `dewar resume {id}` goes on with it"
         ));
     }
+    for limit in &view.lost_limits {
+        line(&format!("  limit lost: {}", escape(limit)));
+    }
     if verbose == 0 {
         return;
     }
@@ -236,6 +239,17 @@ web-1  ACTIVE  0.00s   0/1    none
         );
         script.step(0, 0, exited(0)).enter(Phase::Cleaning).enter(Phase::Success);
         assert!(!told(&script).contains("resume"), "a task that is over needs none");
+    }
+
+    /// attack 58.
+    #[test]
+    fn a_limit_that_is_lost_is_told_without_being_asked() {
+        let mut sights = sights();
+        sights[0].view.lost_limits = vec!["resources.ram: \x1b gone".to_owned()];
+
+        let told = table(&sights, 0, Timestamp::default(), Style::Plain);
+
+        assert!(told.contains("\n  limit lost: resources.ram: \\x1b gone\n"), "{told}");
     }
 
     /// S30: a corrupt task says where, and disturbs no other.

@@ -48,15 +48,16 @@ impl Node {
         Ok((task, entry.summary.state()))
     }
 
-    /// Asks the runner of a task to do something, and tells which limits the kernel rounded.
-    fn order(&self, id: &TaskId, order: &Order) -> Result<Vec<String>, ReachError> {
+    /// Asks the runner of a task to do something on behalf of the peer, and tells which limits the kernel rounded.
+    fn order(&self, peer: &Peer, id: &TaskId, order: &Order) -> Result<Vec<String>, ReachError> {
         let find = || cgroup::find(&cgroup::Options { explicit: self.cgroup_base.clone() });
-        Reach { root: &self.root, base: &find }.order(id, order)
+        Reach { root: &self.root, base: &find, by: Some(peer.uid) }.order(id, order)
     }
 
     /// The same of a live task.
     fn order_live(
         &self,
+        peer: &Peer,
         id: &TaskId,
         state: TaskState,
         order: &Order,
@@ -64,15 +65,15 @@ impl Node {
         if is_terminal(state) {
             return Err(is_over(id, state));
         }
-        self.order(id, order).map_err(|error| status::of_reach(&error))
+        self.order(peer, id, order).map_err(|error| status::of_reach(&error))
     }
 
     /// Asks for the end of a task; of one that is over it changes nothing.
-    fn end(&self, id: &TaskId, state: TaskState, kill: &Order) -> Result<(), Status> {
+    fn end(&self, peer: &Peer, id: &TaskId, state: TaskState, kill: &Order) -> Result<(), Status> {
         if is_terminal(state) {
             return Ok(());
         }
-        match self.order(id, kill) {
+        match self.order(peer, id, kill) {
             Ok(_) => Ok(()),
             // It ended in the meantime.
             Err(error) => {
@@ -161,7 +162,12 @@ impl RunnerService for Control {
         let signal = task::signal::parse(&signal)
             .map_err(|error| status::bad_fields([("signal".to_owned(), error.to_string())]))?;
         let answer = block(move || {
-            node.order_live(&id, state, &Order::Signal(SignalTask { process, signal, all }))?;
+            node.order_live(
+                &peer,
+                &id,
+                state,
+                &Order::Signal(SignalTask { process, signal, all }),
+            )?;
             tracing::info!(task = %id, uid = peer.user(), signal, all, "signalled");
             Ok(SignalResponse {})
         });
@@ -177,7 +183,7 @@ impl RunnerService for Control {
         let reason = reason(request.reason)?;
         let answer = block(move || {
             let grace = grace.map_or_else(|| node.finalization_wait(&id), Ok)?;
-            node.end(&id, state, &control::to_kill(grace, false, reason))?;
+            node.end(&peer, &id, state, &control::to_kill(grace, false, reason))?;
             tracing::info!(task = %id, uid = peer.user(), "killed");
             Ok(KillResponse { state: watch::view(&node.root, &id)?.state })
         });
@@ -191,7 +197,7 @@ impl RunnerService for Control {
         let (id, state) = node.known(&peer, &task_id)?;
         let reason = reason(why)?;
         let answer = block(move || {
-            node.end(&id, state, &control::to_kill(Duration::ZERO, true, reason))?;
+            node.end(&peer, &id, state, &control::to_kill(Duration::ZERO, true, reason))?;
             tracing::info!(task = %id, uid = peer.user(), "lost");
             Ok(LoseResponse { state: watch::view(&node.root, &id)?.state })
         });
@@ -209,7 +215,7 @@ impl RunnerService for Control {
             if is_terminal(state) {
                 return Err(is_over(&id, state));
             }
-            match node.order(&id, &Order::Pause(PauseTask {})) {
+            match node.order(&peer, &id, &Order::Pause(PauseTask {})) {
                 Ok(_) => Ok(PauseResponse { unfinished: None }),
                 Err(ReachError::Control(ControlError::Unfinished { what, .. })) => {
                     Ok(PauseResponse { unfinished: Some(what) })
@@ -228,7 +234,7 @@ impl RunnerService for Control {
         let node = self.node.clone();
         let (id, state) = node.known(&peer, &request.get_ref().task_id)?;
         let answer = block(move || {
-            node.order_live(&id, state, &Order::Resume(ResumeTask {}))?;
+            node.order_live(&peer, &id, state, &Order::Resume(ResumeTask {}))?;
             Ok(ResumeResponse {})
         });
         answer.await.map(Response::new)
@@ -245,7 +251,7 @@ impl RunnerService for Control {
         let change = change.ok_or_else(|| status::bad_field("change", "nothing", "limits"))?;
         let answer = block(move || {
             let update = UpdateLimits { process, change: Some(change), force };
-            let rounded = node.order_live(&id, state, &Order::Update(update))?;
+            let rounded = node.order_live(&peer, &id, state, &Order::Update(update))?;
             Ok(UpdateResponse { rounded })
         });
         answer.await.map(Response::new)

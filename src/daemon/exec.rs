@@ -33,6 +33,8 @@ use crate::sys::ready;
 use crate::task::{TaskId, signal};
 use crate::view::signal_name;
 
+/// Commands of one user at one time.
+pub(super) const MAX_COMMANDS: usize = 64;
 /// Messages that wait for a caller at most, beside what the connection holds.
 const QUEUE: usize = 4;
 /// Most bytes of output in a message.
@@ -64,6 +66,10 @@ pub(super) async fn exec(
     }
     let request = request(start)?;
     request.check().map_err(|error| of_exec(&id, &error))?;
+    let share = node.commands.take(peer).ok_or_else(|| {
+        let text = format!("more than {MAX_COMMANDS} commands at one time");
+        status::info(Code::ResourceExhausted, "TOO_MANY_COMMANDS", text, &[])
+    })?;
     let (root, task) = (node.root.clone(), id.clone());
     let place = block(move || place(&root, &task)).await?;
     let exec = begin(&id, place, request).await?;
@@ -72,6 +78,7 @@ pub(super) async fn exec(
     let session = Session::new(exec).map_err(|error| status::unavailable(&error))?;
     let mut stopping = node.stopping.clone();
     tokio::spawn(async move {
+        let _share = share;
         tokio::select! {
             () = session.run(asked, &to_caller) => {}
             _ = stopping.wait_for(|&stopping| stopping) => {

@@ -7,7 +7,7 @@
 use std::collections::{BinaryHeap, HashMap};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 
 use super::registry::{Entry, News, Registry};
 use crate::causes::chain;
-use crate::cgroup;
+use crate::cgroup::{self, TaskCgroup};
 use crate::checkpoint::paths::Place;
 use crate::checkpoint::{ReadError, tasks};
 use crate::control::{self, ControlError};
@@ -475,7 +475,10 @@ impl Tasks {
             Err(error) => Err(chain(&error)),
         };
         match followed {
-            Ok(followed) => self.be_followed(token, followed),
+            Ok(followed) => {
+                sweep(live);
+                self.be_followed(token, followed);
+            }
             Err(why) => {
                 let pause = RESTART[(live.missed + 1).min(RESTART.len() - 1)];
                 tracing::error!(task = %live.id, why, pause_ms = pause, "no runner can be reached or started");
@@ -483,6 +486,17 @@ impl Tasks {
                 self.due.push(Due { at: Instant::now() + Duration::from_millis(pause), token });
             }
         }
+    }
+}
+
+/// Kills the commands of Exec that a daemon before this one left in a task: each belongs to a call, and that is gone.
+fn sweep(live: &Live) {
+    let leader = live.observed.replay().and_then(|replay| replay.state().leader());
+    let Some(cgroup) = leader.and_then(|leader| leader.cgroup.as_deref()) else { return };
+    let swept = TaskCgroup::open_existing(Path::new(cgroup), &live.id)
+        .and_then(|task| task.map_or(Ok(()), |task| task.sweep_exec()));
+    if let Err(error) = swept {
+        tracing::warn!(task = %live.id, error = chain(&error), "commands of an earlier daemon");
     }
 }
 
@@ -496,7 +510,7 @@ fn start_runner(
     base: Option<&PathBuf>,
 ) -> Result<Followed, String> {
     let find = || cgroup::find(&cgroup::Options { explicit: base.cloned() });
-    let reach = Reach { root, base: &find };
+    let reach = Reach { root, base: &find, by: None };
     let followed = reach.start(id, Console::Log).map_err(|error| chain(&error))?;
     tracing::info!(task = %id, "a runner was started");
     Ok(followed)

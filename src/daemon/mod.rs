@@ -24,6 +24,7 @@ mod listen;
 mod logs;
 mod observe;
 mod peer;
+mod quota;
 mod registry;
 mod status;
 mod subject;
@@ -56,6 +57,7 @@ pub use listen::{ListenError, default_socket};
 pub use peer::Admins;
 pub use tcp::{TlsError, TlsOptions};
 
+use quota::Quota;
 use registry::Registry;
 
 /// The protos, for reflection.
@@ -143,6 +145,8 @@ pub(crate) struct Node {
     /// Wakes whoever follows logs.
     pub(crate) watches: Watches,
     pub(crate) meters: usage::Meters,
+    /// Commands of Exec.
+    pub(crate) commands: Arc<Quota>,
     /// Becomes true once the daemon is to stop.
     pub(crate) stopping: cell::Receiver<bool>,
 }
@@ -176,7 +180,19 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
     let started = Timestamp::from_unix_nanos(clock::now().wall);
     let door = follower.door();
     let (watches, meters) = (Watches::new()?, usage::Meters::new(root.clone()));
-    let node = Node { root, registry, door, base, cgroup_base, started, watches, meters, stopping };
+    let commands = Quota::new(exec::MAX_COMMANDS);
+    let node = Node {
+        root,
+        registry,
+        door,
+        base,
+        cgroup_base,
+        started,
+        watches,
+        meters,
+        commands,
+        stopping,
+    };
     let node = Arc::new(node);
     let served = runtime.block_on(async {
         tokio::spawn(logs::dispatch(node.watches.clone()));

@@ -159,7 +159,7 @@ impl Runner {
         let change = Resources::from_proto(&change, "resources").map_err(told)?;
         let before = self.limits_of(process);
         let after = Box::new(before.changed(&change).map_err(told)?);
-        if *after == before {
+        if *after == before && !self.has_lost(process, &before) {
             return Ok(None);
         }
         let rounded = try_out(task, process, &change)?;
@@ -189,6 +189,13 @@ impl Runner {
             )),
             _ => Ok(()),
         }
+    }
+
+    /// Whether limits that were enforced are not in force any more, so that to ask for the same is to ask for something.
+    fn has_lost(&self, process: Option<u32>, limits: &Resources) -> bool {
+        let target = self.target(process).ok().flatten();
+        let lost = target.and_then(|of| of.lost(limits, &path(process)).ok()).unwrap_or_default();
+        lost.iter().any(|limit| !self.launch.unenforced.contains(&limit.field))
     }
 
     pub(super) fn index_of(&self, name: &str) -> Result<u32, String> {

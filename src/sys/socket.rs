@@ -17,6 +17,7 @@ use nix::sys::socket::{
     socketpair, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
+use nix::unistd::{getgid, getpid};
 
 /// Longest datagram that is taken, bytes: more than the kernel lets anybody send by default.
 const DATAGRAM_MAX: usize = 1 << 20;
@@ -66,24 +67,32 @@ pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::Unix, SockType::Stream, None, flags)?)
 }
 
-/// Sends `bytes` and `fd` to the datagram socket at `path`; while its queue is full, waits for `patience` at the most.
+/// Sends `bytes` and `fd` to the datagram socket at `path`, as user `by` or as ourselves; while its queue is full, waits for
+/// `patience` at the most.
 ///
 /// # Errors
 ///
-/// That of sendmsg(2): ENOENT and ECONNREFUSED say that nobody listens there, EAGAIN that its queue stays full.
+/// That of sendmsg(2): ENOENT and ECONNREFUSED say that nobody listens there, EAGAIN that its queue stays full, EPERM that we
+/// may not send as `by` (unix(7), `SCM_CREDENTIALS`: with CAP_SETUID anybody's id will do).
 pub fn send_to(
     path: &Path,
     bytes: &[u8],
     fd: BorrowedFd<'_>,
+    by: Option<u32>,
     patience: Duration,
 ) -> io::Result<()> {
     let socket = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     let millis = i64::try_from(patience.as_millis()).unwrap_or(i64::MAX / 1000);
     setsockopt(&socket, sockopt::SendTimeout, &TimeVal::milliseconds(millis))?;
     let fds = [fd.as_raw_fd()];
-    let rights = [ControlMessage::ScmRights(&fds)];
+    let sender = by.map(|uid| {
+        UnixCredentials::from(libc::ucred { uid, gid: getgid().as_raw(), pid: getpid().as_raw() })
+    });
+    let rights = ControlMessage::ScmRights(&fds);
+    let sender = sender.as_ref().map(ControlMessage::ScmCredentials);
+    let control: Vec<_> = std::iter::once(rights).chain(sender).collect();
     let to = UnixAddr::new(path)?;
-    sendmsg(socket.as_raw_fd(), &[IoSlice::new(bytes)], &rights, MsgFlags::empty(), Some(&to))?;
+    sendmsg(socket.as_raw_fd(), &[IoSlice::new(bytes)], &control, MsgFlags::empty(), Some(&to))?;
     Ok(())
 }
 

@@ -4,6 +4,8 @@
 #![allow(clippy::disallowed_methods, reason = "measures the real thing")]
 #![allow(clippy::unwrap_used)]
 
+#[cfg(feature = "net")]
+mod daemon;
 mod usage;
 
 use std::fs;
@@ -24,7 +26,7 @@ const DEWAR: &str = env!("CARGO_BIN_EXE_dewar");
 type Measure = fn(&Path);
 
 /// What is measured, by name.
-const PARTS: [(&str, Measure); 7] = [
+const PARTS: &[(&str, Measure)] = &[
     ("one", |dir| {
         one_process(dir);
         end_of_task(dir);
@@ -35,6 +37,14 @@ const PARTS: [(&str, Measure); 7] = [
     ("samples", usage::samples),
     ("thousand", |_| usage::thousand_tasks()),
     ("kill", usage::kill),
+    #[cfg(feature = "net")]
+    ("calls", daemon::calls),
+    #[cfg(feature = "net")]
+    ("rate", daemon::rate),
+    #[cfg(feature = "net")]
+    ("node", daemon::node),
+    #[cfg(feature = "net")]
+    ("known", daemon::known),
 ];
 
 fn main() {

@@ -217,6 +217,7 @@ fn a_runner_refuses_a_reason_that_is_too_long() {
             &root,
             &id,
             dewar::control::to_kill(Default::default(), false, reason),
+            None,
         )
     };
 
@@ -225,4 +226,24 @@ fn a_runner_refuses_a_reason_that_is_too_long() {
     kill(1024).unwrap();
 
     following.finish();
+}
+
+/// Root, such as the daemon, asks for others, and the runner records whom for.
+#[test]
+fn root_asks_on_behalf_of_another_user() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let scene = Scene::new();
+    let following = ready(&scene, &task([p("a", TELLS)]));
+    let root = dewar::checkpoint::Root::new(scene.root()).unwrap();
+    let id = dewar::task::TaskId::new(scene.id()).unwrap();
+
+    let kill = dewar::control::to_kill(Default::default(), false, None);
+    dewar::control::order(&root, &id, kill, Some(4711)).unwrap();
+
+    following.finish().assert("KILLED", &[("a", "K")]);
+    let records = scene.records();
+    let kill = records.iter().find_map(|record| record.get("kill")).unwrap();
+    assert_eq!(kill["byUid"], 4711);
 }

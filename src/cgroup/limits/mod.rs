@@ -251,7 +251,32 @@ impl Cgroup {
         path: &str,
         usable: &Usable,
     ) -> Result<Applied, CgroupError> {
-        let mut limiter = Limiter { dir: self.dir(), usable, disks: Vec::new() };
+        self.go_through(resources, path, usable, Mode::Enforce)
+    }
+
+    /// Those limits of `resources`, found at `path`, that were enforced and are not in force any more: another manager took their
+    /// controller away, or wrote to their file. Nothing is written.
+    ///
+    /// # Errors
+    ///
+    /// [`CgroupError::Sys`].
+    pub fn lost(
+        &self,
+        resources: &Resources,
+        path: &str,
+    ) -> Result<Vec<Unenforceable>, CgroupError> {
+        let found = self.go_through(resources, path, &Usable::default(), Mode::Check)?;
+        Ok(found.unenforceable)
+    }
+
+    fn go_through(
+        &self,
+        resources: &Resources,
+        path: &str,
+        usable: &Usable,
+        mode: Mode,
+    ) -> Result<Applied, CgroupError> {
+        let mut limiter = Limiter { dir: self.dir(), usable, mode, disks: Vec::new() };
         let mut applied = Applied::default();
         for Demand { field, act } in demands(resources) {
             let outcome = limiter.meet(&field, act)?;
@@ -276,10 +301,20 @@ fn write_if_there(dir: &Dir, file: &str, value: &str) -> Result<(), CgroupError>
     }
 }
 
-/// Meets demands in one cgroup.
+/// What is done about a demand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// Its files are written, and read back.
+    Enforce,
+    /// They are only read.
+    Check,
+}
+
+/// Meets demands in one cgroup, or tells which are not met.
 struct Limiter<'l> {
     dir: &'l Dir,
     usable: &'l Usable,
+    mode: Mode,
     /// Disks that have a ceiling by now, and the field that names each.
     disks: Vec<(Device, String)>,
 }
@@ -287,7 +322,7 @@ struct Limiter<'l> {
 impl Limiter<'_> {
     fn meet(&mut self, field: &str, act: Act<'_>) -> Result<Outcome, CgroupError> {
         match act {
-            Act::Write { file, value, form } => self.write(&file, &value, form),
+            Act::Write { file, value, form } => self.hold(&file, &value, form),
             Act::Share(cpus) => self.share(cpus),
             Act::Ceiling(limit) => self.ceiling(limit),
             Act::Weight(weight) => self.weight(weight),
@@ -301,9 +336,10 @@ impl Limiter<'_> {
         }
     }
 
-    /// Writes `value` and makes sure that the file holds it.
-    fn write(&self, file: &str, value: &str, form: Form) -> Result<Outcome, CgroupError> {
-        match self.dir.write(file, value) {
+    /// Makes sure that the file holds `value`, which is written first if limits are to be enforced.
+    fn hold(&self, file: &str, value: &str, form: Form) -> Result<Outcome, CgroupError> {
+        let written = if self.mode == Mode::Enforce { self.dir.write(file, value) } else { Ok(()) };
+        match written {
             Ok(()) => {}
             Err(Errno::ENOENT) => return Ok(self.lacks(file)),
             Err(errno) if is_about_the_value(errno) => {
@@ -313,6 +349,7 @@ impl Limiter<'_> {
             Err(errno) => return Err(self.dir.error("write", file, errno)),
         }
         let found = match self.dir.read_text(file) {
+            Err(Errno::ENOENT) => return Ok(self.lacks(file)),
             // Some files are only for writing; those that fields are there for are not.
             Err(Errno::EINVAL | Errno::EACCES | Errno::EOPNOTSUPP) if form == Form::Lines => {
                 "nothing that can be read back".to_owned()
@@ -322,6 +359,10 @@ impl Limiter<'_> {
         match form.judge(value, &found) {
             Judgement::Same => Ok(Outcome::Held),
             Judgement::Rounded => Ok(Outcome::Rounded { asked: value.to_owned(), found }),
+            Judgement::Other if self.mode == Mode::Check => Ok(Outcome::Lacking {
+                needs: format!("{value} in {}", self.dir.path().join(file).display()),
+                why: format!("{found} is there"),
+            }),
             Judgement::Other => Err(CgroupError::NotTaken {
                 path: self.dir.path().join(file),
                 asked: value.to_owned(),
@@ -354,7 +395,7 @@ impl Limiter<'_> {
     /// CPUs beyond the heaviest weight weigh as much as it.
     fn share(&self, cpus: f64) -> Result<Outcome, CgroupError> {
         let (weight, wish) = weight(cpus);
-        let outcome = self.write("cpu.weight", &weight.to_string(), Form::Word)?;
+        let outcome = self.hold("cpu.weight", &weight.to_string(), Form::Word)?;
         let rounded = |asked: f64| Outcome::Rounded {
             asked: format!("weight {asked}"),
             found: format!("weight {weight}"),
@@ -367,16 +408,18 @@ impl Limiter<'_> {
 
     /// A burst is at most the quota: the one that was in force before must not be in the way of a smaller quota.
     fn ceiling(&self, limit: CpuLimit) -> Result<Outcome, CgroupError> {
-        write_if_there(self.dir, "cpu.max.burst", "0")?;
+        if self.mode == Mode::Enforce {
+            write_if_there(self.dir, "cpu.max.burst", "0")?;
+        }
         let quota = limit.quota().map_or_else(|| "max".to_owned(), |quota| quota.to_string());
-        self.write("cpu.max", &format!("{quota} {}", limit.period.as_micros()), Form::Word)
+        self.hold("cpu.max", &format!("{quota} {}", limit.period.as_micros()), Form::Word)
     }
 
     /// `io.weight` is iocost's, `io.bfq.weight` that of BFQ: which of them schedules is chosen for each disk, so both are told where
     /// both are there.
     fn weight(&self, weight: u32) -> Result<Outcome, CgroupError> {
-        let cost = self.write("io.weight", &weight.to_string(), Form::Weight)?;
-        let bfq = self.write("io.bfq.weight", &bfq_weight(weight).to_string(), Form::Weight)?;
+        let cost = self.hold("io.weight", &weight.to_string(), Form::Weight)?;
+        let bfq = self.hold("io.bfq.weight", &bfq_weight(weight).to_string(), Form::Weight)?;
         Ok(match (cost, bfq) {
             (Outcome::Lacking { .. }, bfq @ (Outcome::Held | Outcome::Rounded { .. })) => bfq,
             (cost, _) => cost,
@@ -402,12 +445,12 @@ impl Limiter<'_> {
         let rates =
             rates.iter().filter_map(|&(key, rate)| Some(format!("{key}={}", amount(rate?))));
         let line = std::iter::once(device.to_string()).chain(rates).collect::<Vec<_>>().join(" ");
-        self.write("io.max", &line, Form::Rates)
+        self.hold("io.max", &line, Form::Rates)
     }
 
     /// What is asked for may be more than what those around may use: the rest is what counts.
     fn numbers(&self, file: &str, list: &NumberList) -> Result<Outcome, CgroupError> {
-        let outcome = self.write(file, &list.to_string(), Form::Numbers)?;
+        let outcome = self.hold(file, &list.to_string(), Form::Numbers)?;
         if outcome != Outcome::Held {
             return Ok(outcome);
         }
@@ -432,7 +475,7 @@ impl Limiter<'_> {
 
     /// Memory is kept only as far as all that is around keeps it.
     fn protect(&self, file: &str, bytes: u64) -> Result<Outcome, CgroupError> {
-        let outcome = self.write(file, &amount(bytes), Form::Bytes { unit: PAGE_MAX })?;
+        let outcome = self.hold(file, &amount(bytes), Form::Bytes { unit: PAGE_MAX })?;
         if matches!(outcome, Outcome::Lacking { .. }) {
             return Ok(outcome);
         }

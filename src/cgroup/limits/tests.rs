@@ -130,8 +130,9 @@ fn weights_of_bfq_share_both_ends_and_the_middle() {
 /// Writes `value` to a file that every cgroup has, as some limit would be.
 fn write(scratch: &Scratch, file: &str, value: &str, form: Form) -> Result<Outcome, CgroupError> {
     let usable = Usable::default();
-    let limiter = Limiter { dir: scratch.dir(), usable: &usable, disks: Vec::new() };
-    limiter.write(file, value, form)
+    let limiter =
+        Limiter { dir: scratch.dir(), usable: &usable, disks: Vec::new(), mode: Mode::Enforce };
+    limiter.hold(file, value, form)
 }
 
 #[test]
@@ -177,7 +178,8 @@ fn a_missing_file_is_explained_by_its_controller_or_by_the_kernel() {
     let scratch = Scratch::new();
     let dir = scratch.dir().path().display();
     let usable = Usable { refused: vec![("memory", "it is elsewhere".to_owned())] };
-    let limiter = Limiter { dir: scratch.dir(), usable: &usable, disks: Vec::new() };
+    let limiter =
+        Limiter { dir: scratch.dir(), usable: &usable, disks: Vec::new(), mode: Mode::Enforce };
     let lacks = |file| match limiter.lacks(file) {
         Outcome::Lacking { needs, why } => format!("{needs}; {why}"),
         other => panic!("{other:?}"),
@@ -192,7 +194,8 @@ fn a_missing_file_is_explained_by_its_controller_or_by_the_kernel() {
 fn two_ceilings_of_one_disk_are_refused() {
     let scratch = Scratch::new();
     let usable = Usable::default();
-    let mut limiter = Limiter { dir: scratch.dir(), usable: &usable, disks: Vec::new() };
+    let mut limiter =
+        Limiter { dir: scratch.dir(), usable: &usable, disks: Vec::new(), mode: Mode::Enforce };
     let disk = disk::any().expect("this test needs a block device");
     let max = IoMax {
         target: IoTarget::Device(disk),

@@ -146,7 +146,7 @@ fn ask_for(bench: &Bench, id: &TaskId, ask: Ask) {
             force: false,
         }),
     };
-    match control::order(bench.root(), id, request) {
+    match control::order(bench.root(), id, request, None) {
         Ok(_) | Err(ControlError::Absent(_) | ControlError::Unanswered(_)) => {}
         Err(error) => panic!("{}", bench.describe(id, &format!("{error:?}"))),
     }

@@ -237,7 +237,7 @@ fn a_caller_that_does_not_read_holds_up_nobody_else() {
     node.end();
 }
 
-/// What a daemon that was killed left is removed by the next command in the task, and by the end of the task.
+/// A command belongs to its call: what a daemon that was killed left is killed by the next one.
 #[test]
 fn a_command_of_a_daemon_that_was_killed_does_not_stay() {
     let mut node = sleeping();
@@ -245,12 +245,12 @@ fn a_command_of_a_daemon_that_was_killed_does_not_stay() {
     let pid = node.started(&mut caller);
 
     node.kill();
-    node.serve_again();
     assert!(is_alive(pid));
-    let mut other = node.exec(&["echo", "here"]).unwrap();
-    assert_eq!(node.said(&mut other).stdout, "here\n");
+    node.serve_again();
 
     wait_until("it is dead", || !is_alive(pid));
+    let mut other = node.exec(&["echo", "here"]).unwrap();
+    assert_eq!(node.said(&mut other).stdout, "here\n");
     node.end();
 }
 

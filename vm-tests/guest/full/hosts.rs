@@ -128,7 +128,8 @@ fn a_threaded_part_of_the_hierarchy_is_refused() {
     let _ = fs::write(format!("{CGROUP2}/cgroup.subtree_control"), "");
 }
 
-/// attack 58: another manager takes a controller away while a task runs: the task goes on, and the next one has its limit.
+/// attack 58: another manager takes a controller away while a task runs: the task goes on, and says which limit it lost; the next one
+/// has its limit, and the first gets it back on demand.
 #[test]
 fn a_controller_that_is_taken_away_is_taken_back_for_the_next_task() {
     let scene = Scene::new();
@@ -136,18 +137,30 @@ fn a_controller_that_is_taken_away_is_taken_back_for_the_next_task() {
     fs::write(format!("{CGROUP2}/cgroup.subtree_control"), "+memory").unwrap();
     let at = ["--cgroup-base", base.path().to_str().unwrap()];
     let (told, hold) = (scene.gate("told"), scene.gate("hold"));
-    let running =
-        scene.spawn_with(&task([p("a", format!("{}; {}", told.tell(), hold.hold()))]), &at);
+    let holding = task([p("a", format!("{}; {}", told.tell(), hold.hold()))]);
+    let limits = json!({ "ram": "32MiB" });
+    let running = scene.spawn_with(&holding.with("resources", limits.clone()), &at);
     told.wait();
+    let lost = || scene.status()["lostLimits"].clone();
+    assert_eq!(lost(), json!([]));
 
     // A cgroup gives away nothing that one beneath it has given away.
     let tasks = base.path().join("tasks");
     for cgroup in [tasks.join(scene.id()), tasks.clone(), base.path().to_owned()] {
         fs::write(cgroup.join("cgroup.subtree_control"), "-memory").unwrap();
     }
+    let cgroup = tasks.join(scene.id());
+    let named = "resources.ram cannot be enforced: it needs the memory controller";
+    assert_eq!(lost(), json!([format!("{named}; {} does not have it", cgroup.display())]));
     let next = Scene::new();
-    let limited = task([p("b", "true")]).with("resources", json!({ "ram": "32MiB" }));
-    let other = next.run_with(&limited, &at);
+    let other = next.run_with(&task([p("b", "true")]).with("resources", limits), &at);
+    // The controller is there again, and the kernel has forgotten what it held.
+    let file = cgroup.join("memory.max");
+    let named = format!("it needs {} in {}; max is there", 32 << 20, file.display());
+    assert!(lost()[0].as_str().unwrap().contains(&named), "{}", lost());
+    let again = scene.dewar(&["update", scene.id(), "ram=32MiB"]);
+    assert_eq!(again.status, Some(0), "{again:?}");
+    assert_eq!((lost(), read(&cgroup, "memory.max")), (json!([]), (32 << 20).to_string()));
     hold.open();
 
     other.assert("SUCCESS", &[("b", "S")]);

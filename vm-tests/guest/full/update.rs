@@ -1,5 +1,6 @@
 //! Limits of live tasks change, and are felt; a task that is paused is one that has limits.
 
+use std::fs;
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -396,4 +397,30 @@ fn a_task_with_limits_is_paused_and_goes_on() {
     assert_eq!(held.scene.dewar(&["resume-paused", held.scene.id()]).status, Some(0));
 
     held.end();
+}
+
+/// attack 58: of a process, too.
+#[test]
+fn a_limit_of_a_run_that_somebody_changed_is_told_and_enforced_again_on_demand() {
+    let scene = Scene::new();
+    let (told, hold) = (scene.gate("told"), scene.gate("hold"));
+    let process = p("a", format!("{}; {}", told.tell(), hold.hold()));
+    let running = scene.spawn(&task([process.with("resources", json!({ "pids": 20, "cpu": 2 }))]));
+    told.wait();
+    let leaf = scene.leaf("a.0");
+    fs::write(leaf.join("pids.max"), "10").unwrap();
+
+    let lost = scene.status()["lostLimits"].clone();
+    let again = updated(&scene, &["--process", "a", "pids=20"]);
+
+    let file = leaf.join("pids.max");
+    let told = format!(
+        "processes[0].resources.pids cannot be enforced: it needs 20 in {}; 10 is there",
+        file.display()
+    );
+    assert_eq!(lost, json!([told]));
+    assert_eq!(read(&leaf, "pids.max"), "20", "{again}");
+    assert_eq!(scene.status()["lostLimits"], json!([]));
+    hold.open();
+    running.finish().assert("SUCCESS", &[("a", "S")]);
 }
