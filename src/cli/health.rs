@@ -1,5 +1,6 @@
 //! `dewar health`: whether the daemon serves, for whoever restarts it.
 
+use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
@@ -13,7 +14,6 @@ use tower::service_fn;
 
 use super::args::Health;
 use super::failure::{Failure, status};
-use crate::causes::chain;
 use crate::daemon::default_socket;
 
 /// Asks the health service of the daemon (`grpc.health.v1`). Whatever keeps it from saying that it serves is told, and is exit
@@ -46,8 +46,18 @@ async fn ask(path: PathBuf) -> Result<ServingStatus, String> {
     });
     // The name is for the protocol; there is no host.
     let endpoint = Endpoint::from_static("http://localhost");
-    let channel = endpoint.connect_with_connector(connect).await.map_err(|error| chain(&error))?;
+    let channel =
+        endpoint.connect_with_connector(connect).await.map_err(|error| innermost(&error))?;
     let all = HealthCheckRequest { service: String::new() };
     let answer = HealthClient::new(channel).check(all).await;
     answer.map(|told| told.into_inner().status()).map_err(|status| status.message().to_owned())
+}
+
+/// What the kernel said: what is around it says no more than that something went wrong.
+fn innermost(error: &dyn Error) -> String {
+    let mut error = error;
+    while let Some(cause) = error.source() {
+        error = cause;
+    }
+    error.to_string()
 }

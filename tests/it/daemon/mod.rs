@@ -1,6 +1,7 @@
 //! `dewar serve`, by a client over its socket.
 
 mod exec;
+mod health;
 mod node;
 mod reading;
 mod tcp;
