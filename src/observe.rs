@@ -11,7 +11,7 @@ use crate::cgroup::{Cgroup, TaskCgroup};
 use crate::checkpoint::paths::Place;
 use crate::checkpoint::{Identity, IoError, ReadError, Reader, Root, Tail, lock};
 use crate::proto::{self, Record, TaskView};
-use crate::state::must_last;
+use crate::state::{RecordError, must_last};
 use crate::task::TaskId;
 use crate::task::change::path;
 use crate::view::{Applied, Replay, ReplayError, corrupt_view};
@@ -130,7 +130,11 @@ impl Observed {
         each: &mut impl FnMut(&Replay, &Applied),
     ) -> Result<(), ObserveError> {
         let taken = match &mut self.replay {
-            Some(replay) => replay.apply(record).map(|applied| each(replay, &applied)),
+            Some(replay) => match replay.apply(record) {
+                // Of a later dewar: who only observes passes over it (docs/checkpoint.md). A runner refuses the stream.
+                Err(ReplayError::Record { error: RecordError::UnknownKind, .. }) => Ok(()),
+                applied => applied.map(|applied| each(replay, &applied)),
+            },
             none => Replay::new(record).map(|replay| *none = Some(replay)),
         };
         taken.map_err(|error| ObserveError::Replay { path: self.path.clone(), offset, error })

@@ -51,7 +51,7 @@ impl Node {
     /// Asks the runner of a task to do something on behalf of the peer, and tells which limits the kernel rounded.
     fn order(&self, peer: &Peer, id: &TaskId, order: &Order) -> Result<Vec<String>, ReachError> {
         let find = || cgroup::find(&cgroup::Options { explicit: self.cgroup_base.clone() });
-        Reach { root: &self.root, base: &find, by: Some(peer.uid) }.order(id, order)
+        Reach { root: &self.root, base: &find, by: peer.user() }.order(id, order)
     }
 
     /// The same of a live task.
@@ -261,6 +261,7 @@ impl RunnerService for Control {
         let peer = Peer::of(&request)?;
         let request = request.into_inner();
         let (id, _) = self.node.known(&peer, &request.task_id)?;
+        watch::known_states("states", &request.states)?;
         let timeout = request.timeout.map(|timeout| duration("timeout", timeout)).transpose()?;
         let is_reached = watch::until(&self.node, &peer, &id, &request.states, timeout).await?;
         let node = self.node.clone();

@@ -1,14 +1,11 @@
 //! The socket: where it is, who may connect, and who it is that does; and what is a connection, also over TCP (`tcp.rs`).
 
-use std::collections::HashMap;
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -18,6 +15,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::Stream;
 use tonic::transport::server::Connected;
 
+use super::counts::{Counted, Counts, Whose};
 use super::peer::{Admins, Peer};
 use crate::sys::socket;
 
@@ -26,6 +24,11 @@ use crate::sys::socket;
 pub(super) const MAX_CONNECTIONS: usize = 256;
 /// Pause after a connection could not be taken, such as for want of descriptors.
 pub(super) const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// Looks at a socket that is listened on, and the pause after each: a second in all. A child of a daemon that was killed has its socket
+/// until it has become a runner (execve(2)).
+const HELD_LOOKS: u32 = 50;
+const HELD_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
 
 /// Why there is no socket to listen on. Each says what was found and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -192,10 +195,13 @@ fn clear(path: &Path) -> Result<(), ListenError> {
         }
         Ok(_) => {}
     }
-    match std::os::unix::net::UnixStream::connect(path) {
-        Ok(_) => Err(ListenError::InUse(path.to_owned())),
-        Err(_) => std::fs::remove_file(path).map_err(failed("unlink")),
+    for _ in 0..HELD_LOOKS {
+        if std::os::unix::net::UnixStream::connect(path).is_err() {
+            return std::fs::remove_file(path).map_err(failed("unlink"));
+        }
+        std::thread::sleep(HELD_PAUSE);
     }
+    Err(ListenError::InUse(path.to_owned()))
 }
 
 impl Listener {
@@ -206,60 +212,6 @@ impl Listener {
     /// The connections that are made to it.
     pub(super) fn incoming(self, admins: Admins, counts: Counts) -> Incoming {
         Incoming { listener: self, admins, counts, pause: None }
-    }
-}
-
-/// Whose connections are counted together.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) enum Whose {
-    /// Those of a user of this host.
-    User(u32),
-    /// Those of the subject of a certificate.
-    Subject(Arc<str>),
-    /// Those from an address that are not certified yet.
-    Address(IpAddr),
-    /// All that are not certified yet.
-    Uncertified,
-}
-
-/// How many connections there are.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Counts(Arc<Mutex<HashMap<Whose, usize>>>);
-
-impl Counts {
-    fn shared(&self) -> MutexGuard<'_, HashMap<Whose, usize>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Counts one more, if there are fewer than `most`.
-    pub(super) fn admit(&self, whose: Whose, most: usize) -> Option<Counted> {
-        let mut counts = self.shared();
-        let count = counts.entry(whose.clone()).or_default();
-        if *count >= most {
-            return None;
-        }
-        *count += 1;
-        drop(counts);
-        Some(Counted { whose, counts: self.clone() })
-    }
-}
-
-/// A connection that is counted until this is dropped.
-#[derive(Debug)]
-pub(super) struct Counted {
-    whose: Whose,
-    counts: Counts,
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        let mut counts = self.counts.shared();
-        if let Some(count) = counts.get_mut(&self.whose) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.whose);
-            }
-        }
     }
 }
 

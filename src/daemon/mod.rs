@@ -16,6 +16,7 @@
 #![allow(clippy::disallowed_methods, reason = "a server")]
 
 mod control;
+mod counts;
 mod exec;
 mod files;
 mod follow;
@@ -24,7 +25,6 @@ mod listen;
 mod logs;
 mod observe;
 mod peer;
-mod quota;
 mod registry;
 mod status;
 mod subject;
@@ -53,11 +53,12 @@ use crate::proto::observer_service_server::ObserverServiceServer;
 use crate::proto::runner_service_server::RunnerServiceServer;
 use crate::sys::{clock, init, limit, lock};
 
+pub use exec::{ExecAnswers, exec_here};
 pub use listen::{ListenError, default_socket};
 pub use peer::Admins;
 pub use tcp::{TlsError, TlsOptions};
 
-use quota::Quota;
+use counts::Counts;
 use registry::Registry;
 
 /// The protos, for reflection.
@@ -145,8 +146,8 @@ pub(crate) struct Node {
     /// Wakes whoever follows logs.
     pub(crate) watches: Watches,
     pub(crate) meters: usage::Meters,
-    /// Commands of Exec.
-    pub(crate) commands: Arc<Quota>,
+    /// Commands of Exec that run.
+    pub(crate) commands: Counts,
     /// Becomes true once the daemon is to stop.
     pub(crate) stopping: cell::Receiver<bool>,
 }
@@ -180,7 +181,7 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
     let started = Timestamp::from_unix_nanos(clock::now().wall);
     let door = follower.door();
     let (watches, meters) = (Watches::new()?, usage::Meters::new(root.clone()));
-    let commands = Quota::new(exec::MAX_COMMANDS);
+    let commands = Counts::default();
     let node = Node {
         root,
         registry,
@@ -198,7 +199,7 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
         tokio::spawn(logs::dispatch(node.watches.clone()));
         let listener = listen::bind(socket, socket_mode, admins)?;
         let name = listener.name().to_owned();
-        let counts = listen::Counts::default();
+        let counts = Counts::default();
         let incoming = listener.incoming(admins, counts.clone());
         let (incoming, tls): (Incoming, _) = match tls {
             None => (Box::pin(incoming), None),
@@ -238,8 +239,9 @@ fn read_again_when_asked(tls: Option<Arc<tcp::Tls>>) -> Result<(), ServeError> {
     Ok(())
 }
 
-/// The lock that tells that this root is served.
-fn only_one(root: &Root) -> Result<std::fs::File, ServeError> {
+/// The lock that tells that this root is served, and the file that it is taken with. It is the process's: a child that is about to become
+/// a runner as the daemon is killed does not keep it.
+fn only_one(root: &Root) -> Result<(std::fs::File, lock::ProcessLock), ServeError> {
     let path = root.path().join("daemon.lock");
     let failed = |call| {
         let path = path.clone();
@@ -248,8 +250,8 @@ fn only_one(root: &Root) -> Result<std::fs::File, ServeError> {
     let mut options = std::fs::OpenOptions::new();
     let file =
         options.create(true).truncate(false).write(true).open(&path).map_err(failed("open"))?;
-    match lock::lock_description(&file) {
-        Ok(()) => Ok(file),
+    match lock::ProcessLock::take(&file) {
+        Ok(lock) => Ok((file, lock)),
         Err(lock::LockError::Held(_)) => Err(ServeError::Served(root.path().to_owned())),
         Err(lock::LockError::Sys(errno)) => Err(failed("fcntl")(errno.into()).into()),
     }

@@ -33,7 +33,8 @@ use tokio_rustls::rustls::{
 use tokio_stream::wrappers::ReceiverStream;
 use webpki::EndEntityCert;
 
-use super::listen::{ACCEPT_AGAIN, Connection, Counted, Counts, MAX_CONNECTIONS, Whose};
+use super::counts::{Counted, Counts, Whose};
+use super::listen::{ACCEPT_AGAIN, Connection, MAX_CONNECTIONS};
 use super::peer::{Certificate, Peer, Role};
 use super::subject;
 use crate::causes::chain;

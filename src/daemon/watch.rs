@@ -58,9 +58,10 @@ pub(super) struct Filter {
 impl Filter {
     /// # Errors
     ///
-    /// A pattern that is none.
+    /// A pattern that is none, or a state that is not known.
     pub(super) fn new(filter: Option<TaskFilter>) -> Result<Self, Status> {
         let TaskFilter { states, labels, pattern } = filter.unwrap_or_default();
+        known_states("filter.states", &states)?;
         let pattern = pattern.map(|pattern| {
             if pattern.len() > MAX_PATTERN {
                 let found = format!("{} bytes", pattern.len());
@@ -77,6 +78,16 @@ impl Filter {
         (self.states.is_empty() || self.states.contains(&task.state))
             && self.labels.iter().all(|(name, value)| task.labels.get(name) == Some(value))
             && self.pattern.as_ref().is_none_or(|pattern| pattern.is_match(id))
+    }
+}
+
+/// # Errors
+///
+/// A state that is not known: it would never be reached, and nobody would be told.
+pub(super) fn known_states(field: &str, states: &[i32]) -> Result<(), Status> {
+    match states.iter().find(|&&state| TaskState::try_from(state).is_err()) {
+        Some(state) => Err(status::bad_field(field, state, "a known state")),
+        None => Ok(()),
     }
 }
 
@@ -176,6 +187,9 @@ fn resume(node: &Node, cursor: &str) -> Result<u64, Status> {
     let next: u64 = next.parse().map_err(|_| bad_cursor(cursor))?;
     if life != node.registry.life() {
         return Err(lost(node, Code::OutOfRange, Lost(0)));
+    }
+    if next > *node.registry.next().borrow() {
+        return Err(bad_cursor(cursor));
     }
     match node.registry.history(next, 1) {
         Ok(_) => Ok(next),

@@ -1,5 +1,8 @@
 //! `dewar serve`, by a client over its socket.
 
+mod attacks;
+mod client;
+mod clients;
 mod exec;
 mod health;
 mod node;

@@ -31,9 +31,17 @@ impl Node {
         Self::with(&[])
     }
 
+    /// For very many tasks.
+    pub(super) fn of_many_files() -> Self {
+        Self::of(Scene::of_many_files(), &[])
+    }
+
     /// With `arguments` for the daemon.
     pub(super) fn with(arguments: &[&str]) -> Self {
-        let scene = Scene::new();
+        Self::of(Scene::new(), arguments)
+    }
+
+    fn of(scene: Scene, arguments: &[&str]) -> Self {
         let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
         let daemon = serve(&scene, &arguments);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -54,6 +62,27 @@ impl Node {
         });
         let endpoint = Endpoint::from_static("http://localhost").timeout(DEADLINE);
         self.runtime.block_on(endpoint.connect_with_connector(connect)).unwrap()
+    }
+
+    /// A connection that was made already, by somebody else perhaps.
+    pub(super) fn channel_over(&self, stream: std::os::unix::net::UnixStream) -> Channel {
+        let mut stream = Some(stream);
+        let connect = service_fn(move |_| {
+            let stream = stream.take().expect("a connection that was handed over is lost once");
+            async move {
+                stream.set_nonblocking(true)?;
+                Ok::<_, std::io::Error>(TokioIo::new(UnixStream::from_std(stream)?))
+            }
+        });
+        let endpoint = Endpoint::from_static("http://localhost").timeout(DEADLINE);
+        self.runtime.block_on(endpoint.connect_with_connector(connect)).unwrap()
+    }
+
+    /// Memory of the daemon, kB.
+    pub(super) fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.daemon.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse().unwrap()
     }
 
     fn shared(&mut self) -> Channel {
@@ -124,6 +153,10 @@ impl Drop for Node {
     fn drop(&mut self) {
         let _ = self.daemon.kill();
         let _ = self.daemon.wait();
+        if !std::thread::panicking() {
+            let log = std::fs::read_to_string(self.scene.path("daemon.log")).unwrap_or_default();
+            assert!(!log.contains("panicked at"), "{log}");
+        }
     }
 }
 

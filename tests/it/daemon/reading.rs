@@ -151,12 +151,7 @@ fn five_hundred_followers_that_do_not_read_hold_up_nobody() {
     let log = node.scene.logs("a", 0).join("stdout");
     wait_until("output", || fs::metadata(&log).is_ok_and(|log| log.len() == 400_000));
     let request = ReadLogsRequest { follow: true, ..logs(&node) };
-    let rss = |node: &Node| {
-        let status = fs::read_to_string(format!("/proc/{}/status", node.daemon.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-        line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap()
-    };
-    let before = rss(&node);
+    let before = node.memory();
     let mut streams = Vec::new();
     for _ in 0..5 {
         let mut observer =
@@ -166,7 +161,7 @@ fn five_hundred_followers_that_do_not_read_hold_up_nobody() {
             streams.push(stream.into_inner());
         }
     }
-    let grown = rss(&node).saturating_sub(before);
+    let grown = node.memory().saturating_sub(before);
     assert!(grown < 250_000, "the daemon grew by {grown} kB");
     let instances = fs::read_dir(format!("/proc/{}/fd", node.daemon.id()))
         .unwrap()
