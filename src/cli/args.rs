@@ -1,6 +1,8 @@
 //! The command line: what may be asked for, and the text of `--help`.
 
 use std::ffi::OsString;
+#[cfg(feature = "net")]
+use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -61,6 +63,9 @@ pub(super) enum Command {
     /// Serve control and observation of all tasks over gRPC.
     #[cfg(feature = "net")]
     Serve(Serve),
+    /// Ask the daemon whether it serves.
+    #[cfg(feature = "net")]
+    Health(Health),
 }
 
 #[cfg(feature = "net")]
@@ -75,7 +80,7 @@ The daemon may be killed, restarted or replaced at any time: tasks do not notice
 /// `dewar serve`.
 #[cfg(feature = "net")]
 #[derive(Debug, Args)]
-#[command(after_help = SERVE_EXAMPLES)]
+#[command(after_help = SERVE_EXAMPLES, group(clap::ArgGroup::new("tls_role").multiple(true)))]
 pub(super) struct Serve {
     /// Where the tasks of this node are kept.
     #[command(flatten)]
@@ -98,6 +103,9 @@ pub(super) struct Serve {
     #[arg(long, value_name = "DIR")]
     pub(super) cgroup_base: Option<PathBuf>,
 
+    #[command(flatten)]
+    pub(super) tls: Tls,
+
     /// How the log is written to standard error
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub(super) log_format: LogFormat,
@@ -105,6 +113,62 @@ pub(super) struct Serve {
     /// What is logged: error, warn, info, debug or trace, or filters by module such as `dewar::daemon=debug`
     #[arg(long, value_name = "FILTER", default_value = "info", env = "DEWAR_LOG")]
     pub(super) log: String,
+}
+
+/// How TCP is served, if at all: with all of it, or not.
+#[cfg(feature = "net")]
+#[derive(Debug, Args)]
+#[command(next_help_heading = "TCP, with certificates on both sides")]
+pub(super) struct Tls {
+    /// Address to listen on beside the socket [default: none]
+    #[arg(long, value_name = "ADDR:PORT", requires_all = ["tls_cert", "tls_key", "tls_client_ca", "tls_role"])]
+    pub(super) tls_listen: Option<SocketAddr>,
+
+    /// Certificate of the daemon, with intermediate ones after it, as PEM
+    #[arg(long, value_name = "FILE", requires = "tls_listen")]
+    pub(super) tls_cert: Option<PathBuf>,
+
+    /// Its private key, as PEM; a file that is closed to others
+    #[arg(long, value_name = "FILE", requires = "tls_listen")]
+    pub(super) tls_key: Option<PathBuf>,
+
+    /// Certificates of those who certify clients, as PEM
+    #[arg(long, value_name = "FILE", requires = "tls_listen")]
+    pub(super) tls_client_ca: Option<PathBuf>,
+
+    /// Their lists of revocations, as PEM, one of each; then what none of them covers is refused, as is all once one is out of date
+    /// [default: nothing is revoked]
+    #[arg(long, value_name = "FILE", requires = "tls_listen")]
+    pub(super) tls_client_crl: Option<PathBuf>,
+
+    /// Who may see and do everything: a DNS name or URI among the subject alternative names of the client's certificate; may be
+    /// repeated
+    #[arg(long, value_name = "NAME", requires = "tls_listen", group = "tls_role")]
+    pub(super) tls_admin: Vec<String>,
+
+    /// Who may see everything and change nothing; may be repeated. A certificate with none of these names is refused
+    #[arg(long, value_name = "NAME", requires = "tls_listen", group = "tls_role")]
+    pub(super) tls_observer: Vec<String>,
+}
+
+#[cfg(feature = "net")]
+const HEALTH_EXAMPLES: &str = "\
+Examples:
+  dewar health                         exit status 0: it serves; 1: it does not, and why
+  dewar health --address /tmp/d.sock   one that listens somewhere else";
+
+/// `dewar health`.
+#[cfg(feature = "net")]
+#[derive(Debug, Args)]
+#[command(after_help = HEALTH_EXAMPLES)]
+pub(super) struct Health {
+    /// Unix socket of the daemon [default: /run/dewar/dewar.sock as root, else $XDG_RUNTIME_DIR/dewar/dewar.sock]
+    #[arg(long, value_name = "PATH", env = "DEWAR_ADDRESS")]
+    pub(super) address: Option<PathBuf>,
+
+    /// How long to wait for its answer
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration)]
+    pub(super) timeout: Duration,
 }
 
 /// How a log is written.

@@ -21,6 +21,8 @@ mod each;
 mod failure;
 mod file;
 mod follow;
+#[cfg(feature = "net")]
+mod health;
 mod inspect;
 mod json;
 mod kill;
@@ -91,6 +93,8 @@ fn dispatch(command: &Command) -> Result<u8, Failure> {
         Command::Inspect(args) => inspect::run(args),
         #[cfg(feature = "net")]
         Command::Serve(args) => serve::run(args),
+        #[cfg(feature = "net")]
+        Command::Health(args) => health::run(args),
     }
 }
 

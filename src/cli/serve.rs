@@ -4,10 +4,10 @@ use std::io::{self, IsTerminal};
 
 use tracing_subscriber::EnvFilter;
 
-use super::args::{LogFormat, Serve};
+use super::args::{LogFormat, Serve, Tls};
 use super::failure::{Failure, status};
 use super::place;
-use crate::daemon::{self, Admins};
+use crate::daemon::{self, Admins, TlsOptions};
 
 /// Serves until it is told to stop.
 ///
@@ -22,9 +22,23 @@ pub(super) fn run(args: &Serve) -> Result<u8, Failure> {
         socket_mode: args.socket_mode,
         admins: Admins::group(&args.group),
         cgroup_base: args.cgroup_base.clone(),
+        tls: tls(&args.tls),
     };
     daemon::serve(options).map_err(|error| Failure::unavailable(&error))?;
     Ok(status::SUCCESS)
+}
+
+/// The command line has all of it, or none.
+fn tls(args: &Tls) -> Option<TlsOptions> {
+    Some(TlsOptions {
+        address: args.tls_listen?,
+        cert: args.tls_cert.clone()?,
+        key: args.tls_key.clone()?,
+        client_ca: args.tls_client_ca.clone()?,
+        client_crl: args.tls_client_crl.clone(),
+        admins: args.tls_admin.clone(),
+        observers: args.tls_observer.clone(),
+    })
 }
 
 fn log(args: &Serve) -> Result<(), Failure> {

@@ -32,7 +32,9 @@ pub(super) struct Control {
 pub(super) async fn block<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Status> + Send + 'static,
 ) -> Result<T, Status> {
-    match tokio::task::spawn_blocking(work).await {
+    // What is logged there is of the same call.
+    let call = tracing::Span::current();
+    match tokio::task::spawn_blocking(move || call.in_scope(work)).await {
         Ok(done) => done,
         Err(error) => Err(status::internal(error.to_string())),
     }
@@ -49,7 +51,7 @@ impl Node {
     /// Asks the runner of a task to do something on behalf of the peer, and tells which limits the kernel rounded.
     fn order(&self, peer: &Peer, id: &TaskId, order: &Order) -> Result<Vec<String>, ReachError> {
         let find = || cgroup::find(&cgroup::Options { explicit: self.cgroup_base.clone() });
-        Reach { root: &self.root, base: &find, by: Some(peer.uid) }.order(id, order)
+        Reach { root: &self.root, base: &find, by: peer.user() }.order(id, order)
     }
 
     /// The same of a live task.
@@ -121,12 +123,12 @@ impl RunnerService for Control {
         &self,
         request: Request<LaunchRequest>,
     ) -> Result<Response<LaunchResponse>, Status> {
-        let peer = Peer::of(&request)?;
+        let peer = Peer::that_controls(&request)?;
         let node = self.node.clone();
         let request = request.into_inner();
         let answer = block(move || {
             let (id, is_new) = launch::launch(&node, &peer, request)?;
-            tracing::info!(task = %id, uid = peer.uid, is_new, "launched");
+            tracing::info!(task = %id, uid = peer.user(), is_new, "launched");
             let task = watch::view(&node.root, &id)?;
             Ok(LaunchResponse { task: Some(task), is_new })
         });
@@ -139,7 +141,7 @@ impl RunnerService for Control {
         &self,
         request: Request<Streaming<ExecRequest>>,
     ) -> Result<Response<Self::ExecStream>, Status> {
-        let peer = Peer::of(&request)?;
+        let peer = Peer::that_controls(&request)?;
         exec::exec(&self.node, &peer, request.into_inner()).await.map(Response::new)
     }
 
@@ -147,7 +149,7 @@ impl RunnerService for Control {
         &self,
         request: Request<SignalRequest>,
     ) -> Result<Response<SignalResponse>, Status> {
-        let peer = Peer::of(&request)?;
+        let peer = Peer::that_controls(&request)?;
         let node = self.node.clone();
         let request = request.into_inner();
         let all = match SignalScope::try_from(request.scope) {
@@ -166,14 +168,14 @@ impl RunnerService for Control {
                 state,
                 &Order::Signal(SignalTask { process, signal, all }),
             )?;
-            tracing::info!(task = %id, uid = peer.uid, signal, all, "signalled");
+            tracing::info!(task = %id, uid = peer.user(), signal, all, "signalled");
             Ok(SignalResponse {})
         });
         answer.await.map(Response::new)
     }
 
     async fn kill(&self, request: Request<KillRequest>) -> Result<Response<KillResponse>, Status> {
-        let peer = Peer::of(&request)?;
+        let peer = Peer::that_controls(&request)?;
         let node = self.node.clone();
         let request = request.into_inner();
         let (id, state) = node.known(&peer, &request.task_id)?;
@@ -182,21 +184,21 @@ impl RunnerService for Control {
         let answer = block(move || {
             let grace = grace.map_or_else(|| node.finalization_wait(&id), Ok)?;
             node.end(&peer, &id, state, &control::to_kill(grace, false, reason))?;
-            tracing::info!(task = %id, uid = peer.uid, "killed");
+            tracing::info!(task = %id, uid = peer.user(), "killed");
             Ok(KillResponse { state: watch::view(&node.root, &id)?.state })
         });
         answer.await.map(Response::new)
     }
 
     async fn lose(&self, request: Request<LoseRequest>) -> Result<Response<LoseResponse>, Status> {
-        let peer = Peer::of(&request)?;
+        let peer = Peer::that_controls(&request)?;
         let node = self.node.clone();
         let LoseRequest { task_id, reason: why } = request.into_inner();
         let (id, state) = node.known(&peer, &task_id)?;
         let reason = reason(why)?;
         let answer = block(move || {
             node.end(&peer, &id, state, &control::to_kill(Duration::ZERO, true, reason))?;
-            tracing::info!(task = %id, uid = peer.uid, "lost");
+            tracing::info!(task = %id, uid = peer.user(), "lost");
             Ok(LoseResponse { state: watch::view(&node.root, &id)?.state })
         });
         answer.await.map(Response::new)
@@ -206,7 +208,7 @@ impl RunnerService for Control {
         &self,
         request: Request<PauseRequest>,
     ) -> Result<Response<PauseResponse>, Status> {
-        let peer = Peer::of(&request)?;
+        let peer = Peer::that_controls(&request)?;
         let node = self.node.clone();
         let (id, state) = node.known(&peer, &request.get_ref().task_id)?;
         let answer = block(move || {
@@ -228,7 +230,7 @@ impl RunnerService for Control {
         &self,
         request: Request<ResumeRequest>,
     ) -> Result<Response<ResumeResponse>, Status> {
-        let peer = Peer::of(&request)?;
+        let peer = Peer::that_controls(&request)?;
         let node = self.node.clone();
         let (id, state) = node.known(&peer, &request.get_ref().task_id)?;
         let answer = block(move || {
@@ -242,7 +244,7 @@ impl RunnerService for Control {
         &self,
         request: Request<UpdateRequest>,
     ) -> Result<Response<UpdateResponse>, Status> {
-        let peer = Peer::of(&request)?;
+        let peer = Peer::that_controls(&request)?;
         let node = self.node.clone();
         let UpdateRequest { task_id, process, change, force } = request.into_inner();
         let (id, state) = node.known(&peer, &task_id)?;
@@ -271,7 +273,7 @@ impl RunnerService for Control {
         &self,
         request: Request<RemoveRequest>,
     ) -> Result<Response<RemoveResponse>, Status> {
-        let peer = Peer::of(&request)?;
+        let peer = Peer::that_controls(&request)?;
         let node = self.node.clone();
         let RemoveRequest { task_id, sandbox } = request.into_inner();
         let id = status::task_id(&task_id)?;
@@ -287,7 +289,7 @@ impl RunnerService for Control {
             crate::remove::remove(&node.root, &id, sandbox)
                 .map_err(|error| status::unavailable(&error))?;
             node.registry.removed(&id);
-            tracing::info!(task = %id, uid = peer.uid, sandbox, "removed");
+            tracing::info!(task = %id, uid = peer.user(), sandbox, "removed");
             Ok(RemoveResponse {})
         });
         answer.await.map(Response::new)

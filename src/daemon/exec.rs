@@ -16,6 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
 use super::control::{block, is_over};
+use super::counts::Whose;
 use super::observe::Answers;
 use super::peer::Peer;
 use super::registry::is_terminal;
@@ -34,7 +35,7 @@ use crate::task::{TaskId, signal};
 use crate::view::signal_name;
 
 /// Commands of one user at one time.
-pub(super) const MAX_COMMANDS: usize = 64;
+const MAX_COMMANDS: usize = 64;
 /// Messages that wait for a caller at most, beside what the connection holds.
 const QUEUE: usize = 4;
 /// Most bytes of output in a message.
@@ -66,19 +67,20 @@ pub(super) async fn exec(
     }
     let request = request(start)?;
     request.check().map_err(|error| of_exec(&id, &error))?;
-    let share = node.commands.take(peer).ok_or_else(|| {
+    let most = if peer.is_admin { usize::MAX } else { MAX_COMMANDS };
+    let counted = node.commands.admit(Whose::of(peer), most).ok_or_else(|| {
         let text = format!("more than {MAX_COMMANDS} commands at one time");
         status::info(Code::ResourceExhausted, "TOO_MANY_COMMANDS", text, &[])
     })?;
     let (root, task) = (node.root.clone(), id.clone());
     let place = block(move || place(&root, &task)).await?;
     let exec = begin(&id, place, request).await?;
-    tracing::info!(task = %id, uid = peer.uid, pid = exec.pid(), "exec");
+    tracing::info!(task = %id, uid = peer.user(), pid = exec.pid(), "exec");
     let (to_caller, answers) = mpsc::channel(QUEUE);
     let session = Session::new(exec).map_err(|error| status::unavailable(&error))?;
     let mut stopping = node.stopping.clone();
     tokio::spawn(async move {
-        let _share = share;
+        let _counted = counted;
         tokio::select! {
             () = session.run(asked, &to_caller) => {}
             _ = stopping.wait_for(|&stopping| stopping) => {

@@ -1,14 +1,13 @@
-//! The socket: where it is, who may connect, and who it is that does.
+//! The socket: where it is, who may connect, and who it is that does; and what is a connection, also over TCP (`tcp.rs`).
 
-use std::collections::HashMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use nix::unistd::{Gid, geteuid};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -16,11 +15,15 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::Stream;
 use tonic::transport::server::Connected;
 
+use super::counts::{Counted, Counts, Whose};
 use super::peer::{Admins, Peer};
 use crate::sys::socket;
 
-/// Most connections of one user that is no admin; admins have no limit but that of descriptors.
-const MAX_CONNECTIONS: usize = 256;
+/// Most connections of one user that is no admin, and of one certificate; admins on the socket have no limit but that of
+/// descriptors.
+pub(super) const MAX_CONNECTIONS: usize = 256;
+/// Pause after a connection could not be taken, such as for want of descriptors.
+pub(super) const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
 /// Looks at a socket that is listened on, and the pause after each: a second in all. A child of a daemon that was killed has its socket
 /// until it has become a runner (execve(2)).
@@ -207,8 +210,8 @@ impl Listener {
     }
 
     /// The connections that are made to it.
-    pub(super) fn incoming(self, admins: Admins) -> Incoming {
-        Incoming { listener: self, admins, counts: Arc::default(), pause: None }
+    pub(super) fn incoming(self, admins: Admins, counts: Counts) -> Incoming {
+        Incoming { listener: self, admins, counts, pause: None }
     }
 }
 
@@ -216,7 +219,7 @@ impl Listener {
 pub(super) struct Incoming {
     listener: Listener,
     admins: Admins,
-    counts: Arc<Mutex<HashMap<u32, usize>>>,
+    counts: Counts,
     /// While there are no descriptors left.
     pause: Option<Pin<Box<tokio::time::Sleep>>>,
 }
@@ -238,8 +241,7 @@ impl Stream for Incoming {
                 }
                 Err(error) => {
                     tracing::error!(%error, "accept");
-                    let pause = std::time::Duration::from_millis(100);
-                    self.pause = Some(Box::pin(tokio::time::sleep(pause)));
+                    self.pause = Some(Box::pin(tokio::time::sleep(ACCEPT_AGAIN)));
                 }
             }
         }
@@ -262,37 +264,34 @@ impl Incoming {
         };
         groups.push(cred.gid());
         let peer = Peer::new(cred.uid(), &groups, cred.pid(), self.admins);
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(peer.uid).or_default();
-        if !peer.is_admin && *count >= MAX_CONNECTIONS {
-            tracing::warn!(
-                uid = peer.uid,
-                "more than {MAX_CONNECTIONS} connections; one was turned away"
-            );
+        let most = if peer.is_admin { usize::MAX } else { MAX_CONNECTIONS };
+        let Some(counted) = self.counts.admit(Whose::User(peer.uid), most) else {
+            tracing::warn!(uid = peer.uid, "more than {most} connections; one was turned away");
             return None;
-        }
-        *count += 1;
-        drop(counts);
-        Some(Connection { stream, peer, counts: self.counts.clone() })
+        };
+        Some(Connection::new(stream, peer, counted))
     }
 }
 
+/// What a connection is read from and written to.
+trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
 /// A connection, and who made it.
 pub(super) struct Connection {
-    stream: UnixStream,
+    stream: Box<dyn Io>,
     peer: Peer,
-    counts: Arc<Mutex<HashMap<u32, usize>>>,
+    _counted: Counted,
 }
 
-impl Drop for Connection {
-    fn drop(&mut self) {
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.peer.uid) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.peer.uid);
-            }
-        }
+impl Connection {
+    pub(super) fn new(
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        peer: Peer,
+        counted: Counted,
+    ) -> Self {
+        Self { stream: Box::new(stream), peer, _counted: counted }
     }
 }
 

@@ -8,6 +8,7 @@
 //! | `registry.rs` | which tasks are there, and what happened lately? |
 //! | `follow.rs` | how is it known? One thread, asleep until a runner nudges or a task appears |
 //! | `listen.rs` | who may connect, and who is it? |
+//! | `tcp.rs`, `subject.rs` | the same over TCP, by certificates |
 //! | `peer.rs` | what may a caller see and do? |
 //! | `control.rs`, `launch.rs`, `exec.rs` | `RunnerService` |
 //! | `observe.rs`, `watch.rs`, `usage.rs`, `logs.rs`, `files.rs` | `ObserverService` |
@@ -15,6 +16,7 @@
 #![allow(clippy::disallowed_methods, reason = "a server")]
 
 mod control;
+mod counts;
 mod exec;
 mod files;
 mod follow;
@@ -23,21 +25,25 @@ mod listen;
 mod logs;
 mod observe;
 mod peer;
-mod quota;
 mod registry;
 mod status;
+mod subject;
+mod tcp;
 mod usage;
 mod watch;
 
 use std::io;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch as cell;
+use tokio_stream::{Stream, StreamExt};
 use tonic::transport::Server;
 
+use crate::causes::chain;
 use crate::cgroup::{self, Base, FindError};
 use crate::checkpoint::paths::RootError;
 use crate::checkpoint::{IoError, Root};
@@ -45,12 +51,13 @@ use crate::logs::{WatchError, Watches};
 use crate::proto::Timestamp;
 use crate::proto::observer_service_server::ObserverServiceServer;
 use crate::proto::runner_service_server::RunnerServiceServer;
-use crate::sys::{clock, limit, lock};
+use crate::sys::{clock, init, limit, lock};
 
 pub use listen::{ListenError, default_socket};
 pub use peer::Admins;
+pub use tcp::{TlsError, TlsOptions};
 
-use quota::Quota;
+use counts::Counts;
 use registry::Registry;
 
 /// The protos, for reflection.
@@ -80,6 +87,8 @@ pub struct Options {
     pub admins: Admins,
     /// The base cgroup; `None`: it is found.
     pub cgroup_base: Option<PathBuf>,
+    /// TCP, beside the socket.
+    pub tls: Option<TlsOptions>,
 }
 
 /// Why nothing is served.
@@ -100,6 +109,9 @@ pub enum ServeError {
     /// There is no socket to listen on.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// TCP cannot be served as it is to be.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// A call failed.
     #[error("{call}")]
     Sys {
@@ -133,8 +145,8 @@ pub(crate) struct Node {
     /// Wakes whoever follows logs.
     pub(crate) watches: Watches,
     pub(crate) meters: usage::Meters,
-    /// Commands of Exec.
-    pub(crate) commands: Arc<Quota>,
+    /// Commands of Exec that run.
+    pub(crate) commands: Counts,
     /// Becomes true once the daemon is to stop.
     pub(crate) stopping: cell::Receiver<bool>,
 }
@@ -145,7 +157,7 @@ pub(crate) struct Node {
 ///
 /// [`ServeError`]. Tasks are not touched by any.
 pub fn serve(options: Options) -> Result<(), ServeError> {
-    let Options { root, socket, socket_mode, admins, cgroup_base } = options;
+    let Options { root, socket, socket_mode, admins, cgroup_base, tls } = options;
     limit::raise_open_files().map_err(ServeError::sys("raise RLIMIT_NOFILE"))?;
     root.create()?;
     let _only = only_one(&root)?;
@@ -154,6 +166,8 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
         Ok(base) => tracing::info!(base = %base.path().display(), "cgroup v2"),
         Err(error) => tracing::warn!(%error, "only tasks without cgroup can be launched"),
     }
+    // Only now: process 1 of a container has left its cgroup, in which no controller could be enabled else.
+    init::step_aside().map_err(ServeError::sys("go on as a child of process 1"))?;
     let registry = Registry::new(root.clone());
     let follower = follow::start(&registry, cgroup_base.clone())
         .map_err(ServeError::sys("follow the tasks"))?;
@@ -166,7 +180,7 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
     let started = Timestamp::from_unix_nanos(clock::now().wall);
     let door = follower.door();
     let (watches, meters) = (Watches::new()?, usage::Meters::new(root.clone()));
-    let commands = Quota::new(exec::MAX_COMMANDS);
+    let commands = Counts::default();
     let node = Node {
         root,
         registry,
@@ -183,12 +197,45 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
     let served = runtime.block_on(async {
         tokio::spawn(logs::dispatch(node.watches.clone()));
         let listener = listen::bind(socket, socket_mode, admins)?;
-        tracing::info!(socket = %listener.name(), root = %node.root.path().display(), "serving");
-        run(node, listener, admins, stop).await
+        let name = listener.name().to_owned();
+        let counts = Counts::default();
+        let incoming = listener.incoming(admins, counts.clone());
+        let (incoming, tls): (Incoming, _) = match tls {
+            None => (Box::pin(incoming), None),
+            Some(options) => {
+                let (tls, listener) = tcp::Tls::bind(options).await?;
+                let certified = tls.clone().incoming(listener, counts);
+                (Box::pin(incoming.merge(certified)), Some(tls))
+            }
+        };
+        let address = tls.as_ref().map(|tls| tracing::field::display(tls.address()));
+        tracing::info!(socket = name, tls = address, root = %node.root.path().display(), "serving");
+        read_again_when_asked(tls)?;
+        run(node, incoming, stop).await
     });
     runtime.shutdown_timeout(Duration::from_secs(1));
     drop(follower);
     served
+}
+
+/// Connections, as they are made.
+type Incoming = Pin<Box<dyn Stream<Item = io::Result<listen::Connection>> + Send>>;
+
+/// Has SIGHUP read the certificates again. Without any it does nothing: a daemon does not end with a terminal.
+fn read_again_when_asked(tls: Option<Arc<tcp::Tls>>) -> Result<(), ServeError> {
+    let mut asked = signal(SignalKind::hangup()).map_err(ServeError::sys("sigaction"))?;
+    tokio::spawn(async move {
+        while asked.recv().await.is_some() {
+            match tls.as_ref().map(|tls| tls.read_again()) {
+                None => tracing::info!("there are no certificates to read again"),
+                Some(Ok(())) => tracing::info!("read certificates again"),
+                Some(Err(error)) => {
+                    tracing::error!(error = chain(&error), "certificates stay as they are");
+                }
+            }
+        }
+    });
+    Ok(())
 }
 
 /// The lock that tells that this root is served, and the file that it is taken with. It is the process's: a child that is about to become
@@ -211,8 +258,7 @@ fn only_one(root: &Root) -> Result<(std::fs::File, lock::ProcessLock), ServeErro
 
 async fn run(
     node: Arc<Node>,
-    listener: listen::Listener,
-    admins: Admins,
+    incoming: Incoming,
     stop: cell::Sender<bool>,
 ) -> Result<(), ServeError> {
     let reflection = tonic_reflection::server::Builder::configure;
@@ -237,7 +283,6 @@ async fn run(
         .max_decoding_message_size(MAX_REQUEST_BYTES);
     let observer = ObserverServiceServer::new(observe::Observe { node })
         .max_decoding_message_size(MAX_REQUEST_BYTES);
-    let incoming = listener.incoming(admins);
     let mut stopped = stop.subscribe();
     let server = Server::builder()
         .max_concurrent_streams(MAX_STREAMS)

@@ -1,4 +1,6 @@
-//! What a caller may see and do. Who it is the kernel says (unix(7), `SO_PEERCRED`), and nothing else.
+//! What a caller may see and do. Who it is the kernel says (unix(7), `SO_PEERCRED`), or over TCP a certificate; and nothing else.
+
+use std::sync::Arc;
 
 use nix::unistd::{Group, geteuid};
 use tonic::{Request, Status};
@@ -19,15 +21,34 @@ impl Admins {
     }
 }
 
-/// A caller, as the kernel knows who made the connection.
+/// What whoever has a certificate may do. Without a role it is not let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// See and do everything.
+    Admin,
+    /// See everything, and change nothing.
+    Observer,
+}
+
+/// A certificate that was verified, and has a role.
+#[derive(Debug, Clone)]
+pub(crate) struct Certificate {
+    /// Whose it is, for the log.
+    pub(crate) subject: Arc<str>,
+    pub(crate) role: Role,
+}
+
+/// A caller, as the kernel knows who made the connection, or as its certificate says.
 #[derive(Debug, Clone)]
 pub(crate) struct Peer {
-    /// User id.
+    /// User id. Over TCP the daemon's own, as whom an admin launches tasks.
     pub(crate) uid: u32,
     /// Process id; a hint, as it may be used again.
     pub(crate) pid: Option<i32>,
     /// Whether all tasks are its own.
     pub(crate) is_admin: bool,
+    /// Of a caller over TCP.
+    pub(crate) certificate: Option<Certificate>,
 }
 
 impl Peer {
@@ -35,7 +56,13 @@ impl Peer {
         let is_admin = uid == 0
             || uid == geteuid().as_raw()
             || admins.gid.is_some_and(|gid| groups.contains(&gid));
-        Self { uid, pid, is_admin }
+        Self { uid, pid, is_admin, certificate: None }
+    }
+
+    /// Whoever has `certificate`.
+    pub(super) fn certified(certificate: Certificate) -> Self {
+        let is_admin = certificate.role == Role::Admin;
+        Self { uid: geteuid().as_raw(), pid: None, is_admin, certificate: Some(certificate) }
     }
 
     /// The caller of `request`.
@@ -43,9 +70,30 @@ impl Peer {
         request.extensions().get::<Self>().cloned().ok_or_else(status::no_peer)
     }
 
+    /// The user, where the caller is one of this host.
+    pub(crate) fn user(&self) -> Option<u32> {
+        self.certificate.is_none().then_some(self.uid)
+    }
+
+    /// The caller of `request`, which changes something.
+    pub(crate) fn that_controls<T>(request: &Request<T>) -> Result<Self, Status> {
+        let peer = Self::of(request)?;
+        match &peer.certificate {
+            Some(Certificate { role: Role::Observer, subject }) => {
+                let text = format!("{subject}: its certificate is that of an observer");
+                Err(status::denied(text))
+            }
+            Some(Certificate { role: Role::Admin, .. }) | None => Ok(peer),
+        }
+    }
+
     /// Whether tasks of the user `owner` exist for it. `None`: nobody knows whose it is.
     pub(crate) fn sees(&self, owner: Option<u32>) -> bool {
-        self.is_admin || owner == Some(self.uid)
+        match &self.certificate {
+            // Both roles see everything; the user id is not the caller's.
+            Some(Certificate { role: Role::Admin | Role::Observer, .. }) => true,
+            None => self.is_admin || owner == Some(self.uid),
+        }
     }
 }
 
@@ -56,8 +104,9 @@ pub(super) fn span(request: &tonic::codegen::http::Request<()>) -> tracing::Span
     tracing::info_span!(
         "call",
         method = request.uri().path(),
-        uid = peer.map(|peer| peer.uid),
+        uid = peer.and_then(Peer::user),
         pid = peer.and_then(|peer| peer.pid),
+        certificate = peer.and_then(|peer| Some(peer.certificate.as_ref()?.subject.as_ref())),
         request_id = id.filter(|id| id.len() <= 128),
     )
 }

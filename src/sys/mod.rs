@@ -10,6 +10,7 @@
 //! - [`fs`]: opening beneath a directory; descriptors, working directory and root of a child
 //! - [`ids`]: groups, ids, capabilities, and reading them back
 //! - [`inherit`]: what a child inherits and a run must not
+//! - `init`: process 1 of a container
 //! - [`lock`]: who may write a file
 //! - [`pidfd`]: processes by descriptor, recognised beyond the reuse of their number
 //! - [`process`]: this process, and its children
@@ -32,6 +33,8 @@ pub mod fds;
 pub mod fs;
 pub mod ids;
 pub mod inherit;
+#[cfg(feature = "net")]
+pub mod init;
 pub mod limit;
 pub mod lock;
 pub mod pidfd;

@@ -30,6 +30,12 @@ use super::{DEWAR, bash, dewar, median, proc, proportional, row, switches, time,
 const TRUE: &str = "processes: [{name: t, cmdline: 'true'}]\n";
 const SLEEP: &str = "processes: [{name: t, cmdline: 'exec sleep 600'}]\n";
 
+const DAEMON: &str =
+    "processes: [{name: t, cmdline: 'exec sleep 600', daemon: true, min_duration: 0.001}]\n";
+
+/// Times that a process of [`DAEMON`] is killed: after a hundred in a row it has failed.
+const DEATHS: usize = 50;
+
 /// A daemon on a root of its own, and one connection to it.
 struct Node {
     runtime: Runtime,
@@ -263,11 +269,12 @@ fn launches(node: &Node) {
 
 /// From kill(2) of a process to its end at a watcher; the floor is kill(2) of a child to waitid(2).
 fn ends(node: &Node) {
-    let text = "processes: [{name: t, cmdline: 'exec sleep 600', daemon: true, max_failures: 0, min_duration: 0.001}]\n";
     let (mut floor, mut measured) = (Vec::new(), Vec::new());
     let mut events = node.runtime.block_on(watch(node.observer()));
-    node.runtime.block_on(launch(node.runner(), "ends".to_owned(), text));
-    for _ in 0..200 {
+    for n in 0..200 {
+        if n % DEATHS == 0 {
+            node.runtime.block_on(launch(node.runner(), format!("ends{n}"), DAEMON));
+        }
         let mut child = Command::new("sleep").arg("600").spawn().unwrap();
         floor.push(time(|| {
             child.kill().unwrap();
@@ -280,8 +287,10 @@ fn ends(node: &Node) {
             until(&mut events, has_ended).await;
             start.elapsed()
         }));
+        if n % DEATHS == DEATHS - 1 {
+            end(node, &format!("ends{}", n + 1 - DEATHS));
+        }
     }
-    end(node, "ends");
     beside(
         "kill(2) of a process to its end at a watcher, floor: of a child to waitid(2)",
         &floor,
@@ -304,7 +313,6 @@ fn end(node: &Node, id: &str) {
 
 /// As [`ends`], until the last of 100 watchers knows.
 fn fan_out(node: &Node) {
-    let text = "processes: [{name: t, cmdline: 'exec sleep 600', daemon: true, max_failures: 0, min_duration: 0.001}]\n";
     let (mut one, mut hundred) = (Vec::new(), Vec::new());
     for (count, times) in [(1, &mut one), (100, &mut hundred)] {
         let id = format!("fan{count}");
@@ -316,8 +324,8 @@ fn fan_out(node: &Node) {
             (watch(node.observer()).await, others)
         });
         let mut others = Some(others);
-        node.runtime.block_on(launch(node.runner(), id.clone(), text));
-        for _ in 0..50 {
+        node.runtime.block_on(launch(node.runner(), id.clone(), DAEMON));
+        for _ in 0..DEATHS {
             node.runtime.block_on(async {
                 let pid = until(&mut events, is_running).await.run.unwrap().pid.unwrap();
                 let mut all = JoinSet::new();

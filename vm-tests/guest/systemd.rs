@@ -1,5 +1,12 @@
 //! On a machine whose process 1 is systemd: units, users' managers, containers.
 
+/// A client of the daemon.
+mod client;
+/// The daemon as `contrib/systemd` installs it.
+mod installed;
+/// The daemon in a container of podman's, as docs/docker.md has it.
+mod podman;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};

@@ -110,7 +110,7 @@ const NOT_IN_A_GUEST: &[&str] = &[
     "examples::the_web_server_",
 ];
 
-/// All machines, in the order in which they are booted.
+/// All machines, in the order in which they are booted: what takes longest first.
 pub(crate) const BOOTS: &[Boot] = &[
     Boot {
         name: "full-6.12",
@@ -118,6 +118,13 @@ pub(crate) const BOOTS: &[Boot] = &[
         command_line: "cgroup_no_v1=all",
         root: Root::Bare,
         selections: &[Selection::guest(&["full::"])],
+    },
+    Boot {
+        name: "systemd-6.1",
+        kernel: Series::V6_1,
+        command_line: "systemd.show_status=false",
+        root: Root::Debian,
+        selections: &[Selection::guest(&["systemd::"])],
     },
     Boot {
         name: "full-6.1",
@@ -146,13 +153,6 @@ pub(crate) const BOOTS: &[Boot] = &[
         command_line: "cgroup_no_v1=all cgroup_disable=memory",
         root: Root::Bare,
         selections: &[Selection::guest(&["no_memory::"])],
-    },
-    Boot {
-        name: "systemd-6.1",
-        kernel: Series::V6_1,
-        command_line: "systemd.show_status=false",
-        root: Root::Debian,
-        selections: &[Selection::guest(&["systemd::"])],
     },
 ];
 

@@ -71,7 +71,15 @@ fn cargo(
     built: &mut HashMap<String, PathBuf>,
 ) -> Result<(), BuildError> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
+    let mut command = Command::new(cargo);
+    // Those that `cargo run` set for us are not for what is built now: ring is built anew where they differ, and all that needs it.
+    for (name, _) in env::vars_os() {
+        let ours = name.to_string_lossy();
+        if ours.starts_with("CARGO_PKG_") || ours.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(name);
+        }
+    }
+    let output = command
         .args(arguments)
         .args(["--locked", "--message-format=json-render-diagnostics"])
         .current_dir(&place.repository)

@@ -11,9 +11,10 @@ use std::process::Command;
 use crate::build::Place;
 use crate::tool::{self, ToolError};
 
-/// What is installed beyond the least: a service manager, its users' managers, and two runtimes of containers.
+/// What is installed beyond the least: a service manager, its users' managers, two runtimes of containers, and podman, with the
+/// smallest of what it takes for a network.
 const PACKAGES: &str =
-    "systemd,systemd-sysv,dbus,dbus-user-session,libpam-systemd,crun,runc,procps";
+    "systemd,systemd-sysv,dbus,dbus-user-session,libpam-systemd,crun,runc,podman,netavark,procps";
 
 /// What no test reads.
 const LEFT_OUT: [&str; 3] = ["/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*"];

@@ -5,6 +5,7 @@ mod clients;
 mod exec;
 mod node;
 mod reading;
+mod tcp;
 
 use dewar::proto::watch_tasks_response::Message;
 use dewar::proto::{
