@@ -149,15 +149,15 @@ pub(super) struct Tls {
     #[arg(long, value_name = "ADDR:PORT", requires_all = ["tls_cert", "tls_key", "tls_client_ca", "tls_role"])]
     pub(super) tls_listen: Option<SocketAddr>,
 
-    /// Certificate of the daemon, with intermediate ones after it, as PEM
+    /// Certificate of the daemon, with intermediate ones after it, as PEM [default: none]
     #[arg(long, value_name = "FILE", requires = "tls_listen")]
     pub(super) tls_cert: Option<PathBuf>,
 
-    /// Its private key, as PEM; a file that is closed to others
+    /// Its private key, as PEM; a file that is closed to others [default: none]
     #[arg(long, value_name = "FILE", requires = "tls_listen")]
     pub(super) tls_key: Option<PathBuf>,
 
-    /// Certificates of those who certify clients, as PEM
+    /// Certificates of those who certify clients, as PEM [default: none]
     #[arg(long, value_name = "FILE", requires = "tls_listen")]
     pub(super) tls_client_ca: Option<PathBuf>,
 
@@ -1126,7 +1126,12 @@ mod tests {
                 let repeated = help.contains("may be repeated");
                 let said = help.contains("[default:") || !option.get_default_values().is_empty();
                 let flag = help.starts_with("Tell more");
-                assert!(said || repeated || flag, "{} --{option}: {help}", command.get_name());
+                assert!(
+                    said || repeated || flag,
+                    "{} {}: {help}",
+                    command.get_name(),
+                    option.get_id()
+                );
             }
         }
     }
