@@ -659,16 +659,3 @@ fn a_shell_completes_commands_and_options_and_ids_of_tasks_that_the_command_take
     assert_eq!(terminal.finish().0, Some(0));
     end(&node);
 }
-
-#[test]
-fn health_is_told_by_the_exit_status() {
-    let mut node = Node::new();
-
-    let healthy = ask(&node, &["health"]);
-    node.kill();
-    let gone = ask(&node, &["health"]);
-
-    assert_eq!((healthy.status, healthy.stdout, healthy.stderr), (Some(0), "".into(), "".into()));
-    assert_eq!(gone.status, Some(1), "{gone:?}");
-    assert!(gone.stderr.contains("no daemon listens on"), "{}", gone.stderr);
-}

@@ -68,11 +68,13 @@ fn definition() -> String {
     line.expect("docs/api.md defines grpc()").to_owned()
 }
 
-/// All examples, in their order. An example ends with the line that closes its quotes.
+/// All examples of calls, in their order. An example ends with the line that closes its quotes.
 fn examples() -> Vec<Example> {
     let call = Regex::new(r"^grpc (\w+/\w+) ").unwrap();
     let (mut examples, mut text, mut is_shell) = (Vec::new(), String::new(), false);
-    for line in api().lines() {
+    let api = api();
+    let (_, calls) = api.split_once("\n## Calls\n").expect("docs/api.md has calls");
+    for line in calls.lines() {
         match line {
             "```sh" => is_shell = true,
             "```" => is_shell = false,
