@@ -14,10 +14,10 @@ RUN useradd --create-home builder && install -d -o builder -g builder /src
 USER builder
 WORKDIR /src
 COPY --chown=builder:builder . .
-RUN cargo build --release --locked ${CARGO_FLAGS}
+RUN cargo build --release --locked ${CARGO_FLAGS} && mkdir bin && cp target/release/dewar target/release/dewar-runner bin
 
 FROM ${RUN_BASE}
-COPY --from=build /src/target/release/dewar /src/target/release/dewar-runner /usr/bin/
+COPY --from=build /src/bin/* /usr/bin/
 # Checkpoints and sandboxes: what a task has done is known only as long as these are.
 VOLUME /var/lib/dewar
 # By grpc.health.v1, on the socket.

@@ -38,6 +38,7 @@
 //! - [`control`]: asks a live runner for the end of its task, or to be nudged
 //! - [`reach`]: the same, where a runner may have to be started first
 //! - [`daemon`]: serves all of it over gRPC
+//! - [`client`]: asks a daemon
 //! - [`cli`]: the commands
 //!
 //! Beneath it all:
@@ -50,6 +51,8 @@ pub mod causes;
 pub mod cgroup;
 pub mod checkpoint;
 pub mod cli;
+#[cfg(feature = "net")]
+pub mod client;
 pub mod control;
 pub mod coordinator;
 #[cfg(feature = "net")]

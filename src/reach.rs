@@ -74,11 +74,20 @@ impl Reach<'_> {
     ///
     /// [`ReachError`].
     pub fn follow(&self, id: &TaskId, console: Console) -> Result<Followed, ReachError> {
-        match self.patiently(id, || control::follow(self.root, id)) {
+        match self.attend(id) {
             Ok(nudges) => Ok(Followed { nudges, pidfd: None }),
             Err(ControlError::Absent(_)) => self.start(id, console),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Follows the runner of a task, and starts none: a byte for each turn that recorded something, and the end of the runner.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError`].
+    pub fn attend(&self, id: &TaskId) -> Result<OwnedFd, ControlError> {
+        self.patiently(id, || control::follow(self.root, id))
     }
 
     /// Starts a runner. If another one has the lead, this one leaves.

@@ -1,5 +1,6 @@
 //! The command line: what may be asked for, and the text of `--help`.
 
+use std::convert::Infallible;
 use std::ffi::OsString;
 #[cfg(feature = "net")]
 use std::net::SocketAddr;
@@ -7,21 +8,29 @@ use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::control::REASON_MAX;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::engine::ArgValueCompleter;
+
+use super::completion;
+#[cfg(feature = "net")]
+use crate::client::Address;
+use crate::control::REASON_MAX;
 
 const ABOUT: &str = "\
 Runs tasks, each a set of processes in their order, in cgroup v2, and never loses track of one.";
 
 const EXIT_STATUS: &str = "\
-Exit status of run and resume:
+Exit status of run, resume and wait:
   0 SUCCESS   1 FAILED   3 KILLED   4 LOST
   2 bad command line or task file: nothing was started
   5 cannot be done here or now (no cgroup v2, not permitted, another runner holds the task)
   70 a defect of dewar
-Exit status of the other commands: 0 done, 1 nothing matched, 2 bad use.
+Exit status of the other commands: 0 done, 1 nothing matched, 2 bad use; of exec, that of the command.
 
-A pattern is a regular expression that matches a whole task id.";
+A pattern is a regular expression that matches a whole task id.
+
+Commands with --address and --root ask the daemon that --address names, or work on the directory that --root names; else the
+daemon of DEWAR_ADDRESS, else the one on the default socket if it is there, else they work on the default directory.";
 
 /// The `dewar` command line.
 #[derive(Debug, Parser)]
@@ -40,6 +49,11 @@ pub(super) enum Command {
     Run(Run),
     /// See that a task has a runner, and follow it to its end.
     Resume(Resume),
+    /// Have the daemon run a task, and return once it is accepted.
+    #[cfg(feature = "net")]
+    Launch(Launch),
+    /// Wait for the end of a task, or until it is in a state.
+    Wait(Wait),
     /// End tasks.
     Kill(Kill),
     /// Send a signal to the processes of tasks.
@@ -54,12 +68,23 @@ pub(super) enum Command {
     Status(Status),
     /// Tell what tasks use.
     Stats(Stats),
+    /// Tell of tasks as they are, and then of each transition as it happens.
+    #[cfg(feature = "net")]
+    Watch(Watch),
     /// Print the log of a process.
-    Tail(Tail),
+    #[command(visible_alias = "tail")]
+    Logs(Logs),
+    /// Run a command in a live task.
+    #[cfg(feature = "net")]
+    Exec(Exec),
+    /// Remove what is kept of tasks that have ended.
+    Remove(Remove),
     /// Print a checkpoint stream.
     Read(Read),
     /// Check a task file, and show the task and its plan.
     Inspect(Inspect),
+    /// Print what a shell needs to complete commands, options and ids of tasks.
+    Completion(Completion),
     /// Serve control and observation of all tasks over gRPC.
     #[cfg(feature = "net")]
     Serve(Serve),
@@ -88,7 +113,7 @@ pub(super) struct Serve {
 
     /// Unix socket to listen on [default: the one that the service manager hands over, else /run/dewar/dewar.sock as root, else
     /// $XDG_RUNTIME_DIR/dewar/dewar.sock]
-    #[arg(long, value_name = "PATH", env = "DEWAR_ADDRESS")]
+    #[arg(long, value_name = "PATH", env = "DEWAR_ADDRESS", value_parser = socket)]
     pub(super) address: Option<PathBuf>,
 
     /// Permission bits of the socket, octal: with 666 every user may connect, and see their own tasks
@@ -162,9 +187,9 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = HEALTH_EXAMPLES)]
 pub(super) struct Health {
-    /// Unix socket of the daemon [default: /run/dewar/dewar.sock as root, else $XDG_RUNTIME_DIR/dewar/dewar.sock]
-    #[arg(long, value_name = "PATH", env = "DEWAR_ADDRESS")]
-    pub(super) address: Option<PathBuf>,
+    /// Who is asked.
+    #[command(flatten)]
+    pub(super) daemon: AddressArg,
 
     /// How long to wait for its answer
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration)]
@@ -181,6 +206,18 @@ pub(super) enum LogFormat {
     Json,
 }
 
+/// Path of a socket to listen on, as clients write it, or any other.
+#[cfg(feature = "net")]
+fn socket(text: &str) -> Result<PathBuf, String> {
+    if !text.contains(':') {
+        return Ok(text.into());
+    }
+    match text.parse() {
+        Ok(Address::Unix(path)) => Ok(path),
+        Ok(Address::Tls(_)) | Err(_) => Err("expected the path of a socket".to_owned()),
+    }
+}
+
 #[cfg(feature = "net")]
 fn mode(text: &str) -> Result<u32, String> {
     match u32::from_str_radix(text, 8) {
@@ -190,11 +227,51 @@ fn mode(text: &str) -> Result<u32, String> {
 }
 
 /// Where the tasks of this node are kept.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub(super) struct RootArg {
     /// Directory of all checkpoints [default: /var/lib/dewar as root, else $XDG_STATE_HOME/dewar or ~/.local/state/dewar]
     #[arg(long, value_name = "DIR")]
     pub(super) root: Option<PathBuf>,
+}
+
+/// Where the tasks are found.
+#[derive(Debug, Default, Args)]
+pub(super) struct NodeArg {
+    /// A directory.
+    #[command(flatten)]
+    pub(super) root: RootArg,
+
+    /// Daemon to ask: PATH or unix://PATH of its socket, or https://HOST:PORT [env: DEWAR_ADDRESS] [default: the one on the default socket, if it listens]
+    #[cfg(feature = "net")]
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "root")]
+    pub(super) address: Option<Address>,
+}
+
+/// A daemon that is asked.
+#[cfg(feature = "net")]
+#[derive(Debug, Args)]
+pub(super) struct AddressArg {
+    /// Daemon to ask: PATH or unix://PATH of its socket, or https://HOST:PORT [env: DEWAR_ADDRESS] [default: /run/dewar/dewar.sock as root, else
+    /// $XDG_RUNTIME_DIR/dewar/dewar.sock]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(super) address: Option<Address>,
+}
+
+/// A root that is worked on, whether or not a daemon serves it.
+#[derive(Debug, Args)]
+pub(super) struct LocalArg {
+    /// The root.
+    #[command(flatten)]
+    pub(super) root: RootArg,
+
+    /// Refused, and not taken for something else [default: none]
+    #[arg(long = "address", hide = true, value_parser = no_daemon)]
+    pub(super) _address: Option<Infallible>,
+}
+
+fn no_daemon(_: &str) -> Result<Infallible, String> {
+    Err("this command needs no daemon and asks none; `dewar launch`, `watch` and `wait` do"
+        .to_owned())
 }
 
 /// What fills in the templates of a task file.
@@ -209,7 +286,7 @@ pub(super) struct Bindings {
     pub(super) bindings: Vec<(String, String)>,
 
     /// Id of the task [default: its name and the time, such as web-20260801-093000.123456]
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", visible_alias = "id")]
     pub(super) task_id: Option<String>,
 
     /// User that the processes run as; only root may name another [default: the task's own, else whoever calls]
@@ -240,9 +317,9 @@ pub(super) struct Run {
     #[arg(last = true, value_name = "CMD", conflicts_with = "file")]
     pub(super) command: Vec<OsString>,
 
-    /// Where the tasks of this node are kept.
+    /// Where the tasks are.
     #[command(flatten)]
-    pub(super) root: RootArg,
+    pub(super) local: LocalArg,
 
     /// What fills in the templates.
     #[command(flatten)]
@@ -300,12 +377,12 @@ A task that has ended is printed at once. Output and exit status are those of ru
 #[command(after_help = RESUME_EXAMPLES)]
 pub(super) struct Resume {
     /// Id of the task
-    #[arg(value_name = "TASK")]
+    #[arg(value_name = "TASK", add = ArgValueCompleter::new(completion::all))]
     pub(super) task: String,
 
-    /// Where the tasks of this node are kept.
+    /// Where the tasks are.
     #[command(flatten)]
-    pub(super) root: RootArg,
+    pub(super) local: LocalArg,
 
     /// Return once a runner lives and print the id [default: follow the task to its end]
     #[arg(long)]
@@ -314,6 +391,106 @@ pub(super) struct Resume {
     /// What is printed
     #[arg(long, value_enum, value_name = "FORM", default_value = "text")]
     pub(super) output: Output,
+}
+
+#[cfg(feature = "net")]
+const LAUNCH_EXAMPLES: &str = "\
+Examples:
+  dewar launch hello.yaml                   have the daemon run a task file; print its id
+  dewar launch web.yaml -P http:8080 --task-id web-1 --label job=web
+  dewar logs -f $(dewar launch hello.yaml)  and follow what it prints
+
+The task is on disk and has a runner when this returns; it goes on whatever becomes of the daemon. Under an id the same task
+is launched once, however often it is asked for. PATH of the task is that of login(1), not that of this command.";
+
+/// `dewar launch`.
+#[cfg(feature = "net")]
+#[derive(Debug, Args)]
+#[command(after_help = LAUNCH_EXAMPLES)]
+pub(super) struct Launch {
+    /// Task file, YAML or JSON; - is standard input
+    #[arg(value_name = "FILE")]
+    pub(super) file: PathBuf,
+
+    /// Who is asked.
+    #[command(flatten)]
+    pub(super) daemon: AddressArg,
+
+    /// What fills in the templates.
+    #[command(flatten)]
+    pub(super) bindings: Bindings,
+
+    /// What the task is found by later; may be repeated
+    #[arg(long = "label", value_name = "NAME=VALUE", value_parser = binding)]
+    pub(super) labels: Vec<(String, String)>,
+
+    /// Directory that the task runs in, made if missing [default: sandboxes/ID in the root of the daemon]
+    #[arg(long, value_name = "DIR")]
+    pub(super) sandbox: Option<PathBuf>,
+
+    /// Directory of the logs, <process>/<run>/{stdout,stderr} in it [default: .logs in the sandbox]
+    #[arg(long, value_name = "DIR")]
+    pub(super) log_dir: Option<PathBuf>,
+
+    /// Make the sandbox the root directory of every process; admins only [default: no]
+    #[arg(long)]
+    pub(super) chroot: bool,
+
+    /// How processes are held together: v2, a cgroup for each run; none, process trees only, which is weaker
+    #[arg(long, value_enum, value_name = "HOW", default_value = "v2")]
+    pub(super) cgroup: Cgroup,
+
+    /// Run although the host cannot enforce a limit that the task asks for; its status lists it [default: refuse]
+    #[arg(long)]
+    pub(super) allow_unenforced: bool,
+
+    /// What is printed: the id, or the task as JSON
+    #[arg(long, value_enum, value_name = "FORM", default_value = "text")]
+    pub(super) output: Output,
+}
+
+const WAIT_EXAMPLES: &str = "\
+Examples:
+  dewar wait web-1                          return when it has ended, with its end as exit status
+  dewar wait web-1 --state finalizing       or when its finalizers run
+  dewar wait web-1 --timeout 10s || echo \"not in time: $?\"
+
+Exit status 0 as well if a state was waited for and reached; 5 if the time was over.";
+
+/// `dewar wait`.
+#[derive(Debug, Args)]
+#[command(after_help = WAIT_EXAMPLES)]
+pub(super) struct Wait {
+    /// Id of the task
+    #[arg(value_name = "TASK", add = ArgValueCompleter::new(completion::all))]
+    pub(super) task: String,
+
+    /// Where the tasks are.
+    #[command(flatten)]
+    pub(super) node: NodeArg,
+
+    /// State that is waited for, or one that comes after it; may be repeated [default: the end, which always counts]
+    #[arg(long = "state", value_enum, value_name = "STATE")]
+    pub(super) states: Vec<Stage>,
+
+    /// Longest time to wait, such as 10s or 2m [default: for ever]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(super) timeout: Option<Duration>,
+
+    /// What is printed: a line, or the task as JSON
+    #[arg(long, value_enum, value_name = "FORM", default_value = "text")]
+    pub(super) output: Output,
+}
+
+/// A state that a task goes through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Stage {
+    /// Its regular processes run.
+    Active,
+    /// Regular processes are told to end.
+    Cleaning,
+    /// Finalizers run.
+    Finalizing,
 }
 
 const KILL_EXAMPLES: &str = "\
@@ -330,12 +507,12 @@ A second kill can only shorten the time. Returns when the request is on disk; re
 #[command(after_help = KILL_EXAMPLES)]
 pub(super) struct Kill {
     /// Patterns of task ids
-    #[arg(value_name = "REGEX", required = true)]
+    #[arg(value_name = "REGEX", required = true, add = ArgValueCompleter::new(completion::live))]
     pub(super) patterns: Vec<String>,
 
-    /// Where the tasks of this node are kept.
+    /// Where the tasks are.
     #[command(flatten)]
-    pub(super) root: RootArg,
+    pub(super) node: NodeArg,
 
     /// Time for the task to end by itself, finalizers too, such as 500ms, 10s, 2m [default: its finalization_wait]
     #[arg(long, value_name = "TIME", value_parser = duration)]
@@ -368,12 +545,12 @@ pub(super) struct Signal {
     pub(super) signal: i32,
 
     /// Patterns of task ids
-    #[arg(value_name = "REGEX", required = true)]
+    #[arg(value_name = "REGEX", required = true, add = ArgValueCompleter::new(completion::live))]
     pub(super) patterns: Vec<String>,
 
-    /// Where the tasks of this node are kept.
+    /// Where the tasks are.
     #[command(flatten)]
-    pub(super) root: RootArg,
+    pub(super) node: NodeArg,
 
     /// Name of the process whose run is meant [default: every one]
     #[arg(long, value_name = "P")]
@@ -398,12 +575,12 @@ which lets it go on so that it can end. Returns when everything stands still; a 
 #[command(after_help = PAUSE_EXAMPLES)]
 pub(super) struct Pause {
     /// Patterns of task ids
-    #[arg(value_name = "REGEX", required = true)]
+    #[arg(value_name = "REGEX", required = true, add = ArgValueCompleter::new(completion::live))]
     pub(super) patterns: Vec<String>,
 
-    /// Where the tasks of this node are kept.
+    /// Where the tasks are.
     #[command(flatten)]
-    pub(super) root: RootArg,
+    pub(super) node: NodeArg,
 }
 
 const RESUME_PAUSED_EXAMPLES: &str = "\
@@ -417,12 +594,36 @@ Deadlines and delays are later by the length of the pause. A task that is not pa
 #[command(after_help = RESUME_PAUSED_EXAMPLES)]
 pub(super) struct ResumePaused {
     /// Patterns of task ids
-    #[arg(value_name = "REGEX", required = true)]
+    #[arg(value_name = "REGEX", required = true, add = ArgValueCompleter::new(completion::live))]
     pub(super) patterns: Vec<String>,
 
-    /// Where the tasks of this node are kept.
+    /// Where the tasks are.
     #[command(flatten)]
-    pub(super) root: RootArg,
+    pub(super) node: NodeArg,
+}
+
+const REMOVE_EXAMPLES: &str = "\
+Examples:
+  dewar remove web-20260801-093000.123456   forget one task; its sandbox stays
+  dewar remove --sandbox 'web-.*'           every web task that has ended, with its files
+
+A task that has not ended is not removed. An id can be used again once its task is removed.";
+
+/// `dewar remove`.
+#[derive(Debug, Args)]
+#[command(after_help = REMOVE_EXAMPLES)]
+pub(super) struct Remove {
+    /// Patterns of task ids
+    #[arg(value_name = "REGEX", required = true, add = ArgValueCompleter::new(completion::finished))]
+    pub(super) patterns: Vec<String>,
+
+    /// Where the tasks are.
+    #[command(flatten)]
+    pub(super) node: NodeArg,
+
+    /// Remove the sandbox, too, if it is the one that the root has for the task [default: leave it]
+    #[arg(long)]
+    pub(super) sandbox: bool,
 }
 
 const UPDATE_EXAMPLES: &str = "\
@@ -440,16 +641,16 @@ is no limit. What is not named stays. Refused is what this host cannot enforce, 
 #[command(after_help = UPDATE_EXAMPLES)]
 pub(super) struct Update {
     /// Id of the task
-    #[arg(value_name = "TASK")]
+    #[arg(value_name = "TASK", add = ArgValueCompleter::new(completion::live))]
     pub(super) task: String,
 
     /// Limits that change
     #[arg(value_name = "FIELD=VALUE")]
     pub(super) changes: Vec<String>,
 
-    /// Where the tasks of this node are kept.
+    /// Where the tasks are.
     #[command(flatten)]
-    pub(super) root: RootArg,
+    pub(super) node: NodeArg,
 
     /// Name of the process whose limits are meant [default: the task as a whole]
     #[arg(long, value_name = "P")]
@@ -471,12 +672,12 @@ Examples:
 #[command(after_help = STATUS_EXAMPLES)]
 pub(super) struct Status {
     /// Patterns of task ids [default: every task]
-    #[arg(value_name = "REGEX")]
+    #[arg(value_name = "REGEX", add = ArgValueCompleter::new(completion::all))]
     pub(super) patterns: Vec<String>,
 
-    /// Where the tasks of this node are kept.
+    /// Where the tasks are.
     #[command(flatten)]
-    pub(super) root: RootArg,
+    pub(super) node: NodeArg,
 
     /// Tell of these only [default: both]
     #[arg(long, value_enum, value_name = "WHICH")]
@@ -505,12 +706,12 @@ What a host does not account for is told as -, in JSON it is absent: see docs/ac
 #[command(after_help = STATS_EXAMPLES)]
 pub(super) struct Stats {
     /// Patterns of task ids; tasks that have ended are told of too [default: every task that has not ended]
-    #[arg(value_name = "REGEX")]
+    #[arg(value_name = "REGEX", add = ArgValueCompleter::new(completion::all))]
     pub(super) patterns: Vec<String>,
 
-    /// Where the tasks of this node are kept.
+    /// Where the tasks are.
     #[command(flatten)]
-    pub(super) root: RootArg,
+    pub(super) node: NodeArg,
 
     /// Tell of each process, too [default: no]
     #[arg(long)]
@@ -525,28 +726,105 @@ pub(super) struct Stats {
     pub(super) output: StatusOutput,
 }
 
-const TAIL_EXAMPLES: &str = "\
+#[cfg(feature = "net")]
+const WATCH_EXAMPLES: &str = "\
 Examples:
-  dewar tail web-20260801-093000.123456     the log of its last run
-  dewar tail -f ID server --stderr          follow the errors of one process, across retries, to the end of the task
-  dewar tail ID server --run 0 > log        the log of its first run, byte for byte
-  dewar tail -f ID server --tail 10         the last ten lines, and what comes after them";
+  dewar watch                               every task as it is, then what happens
+  dewar watch web-1                         all that has happened to one task, and what happens, to its end
+  dewar watch --output json                 the messages of the API, one a line, each with a cursor
+  dewar watch --output json --cursor 1c8-42 go on after the message that had this cursor
 
-/// `dewar tail`.
+Nothing is told twice, and nothing is left out in silence: where the daemon is replaced, the history of one task is gone on with;
+that of all tasks ends with exit status 5, as what happened in between is not known.";
+
+/// `dewar watch`.
+#[cfg(feature = "net")]
 #[derive(Debug, Args)]
-#[command(after_help = TAIL_EXAMPLES)]
-pub(super) struct Tail {
+#[command(after_help = WATCH_EXAMPLES)]
+pub(super) struct Watch {
+    /// Id of the task [default: every task]
+    #[arg(value_name = "TASK", add = ArgValueCompleter::new(completion::all))]
+    pub(super) task: Option<String>,
+
+    /// Who is asked.
+    #[command(flatten)]
+    pub(super) daemon: AddressArg,
+
+    /// Go on after the message that had this cursor [default: begin with the tasks as they are, or with the first record of TASK]
+    #[arg(long, value_name = "CURSOR")]
+    pub(super) cursor: Option<String>,
+
+    /// What is printed
+    #[arg(long, value_enum, value_name = "FORM", default_value = "text")]
+    pub(super) output: Output,
+}
+
+#[cfg(feature = "net")]
+const EXEC_EXAMPLES: &str = "\
+Examples:
+  dewar exec web-1 -- ls -l                 in its cgroup, as its user, in its root directory and sandbox
+  dewar exec -it web-1 -- bash              with a terminal
+  tar c . | dewar exec -i web-1 -- tar x    with this command's standard input
+
+Signals that this command gets are passed on: SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2; the third SIGINT or SIGTERM ends it.
+When it ends, the command is killed, all of it. Exit status: that of the command, 128 + N if signal N killed it; else 1, 2 or 5.";
+
+/// `dewar exec`.
+#[cfg(feature = "net")]
+#[derive(Debug, Args)]
+#[command(after_help = EXEC_EXAMPLES)]
+pub(super) struct Exec {
     /// Id of the task
-    #[arg(value_name = "TASK")]
+    #[arg(value_name = "TASK", add = ArgValueCompleter::new(completion::live))]
+    pub(super) task: String,
+
+    /// Program and its arguments; no shell is between
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub(super) command: Vec<String>,
+
+    /// Where the task is.
+    #[command(flatten)]
+    pub(super) node: NodeArg,
+
+    /// Pass standard input on [default: the command has none]
+    #[arg(short, long)]
+    pub(super) interactive: bool,
+
+    /// Give the command a terminal [default: pipes]
+    #[arg(short, long)]
+    pub(super) tty: bool,
+
+    /// Variable of its environment, beside those of the task; may be repeated
+    #[arg(long, value_name = "NAME=VALUE", value_parser = binding)]
+    pub(super) setenv: Vec<(String, String)>,
+
+    /// Working directory, in the root directory of the task [default: the sandbox]
+    #[arg(long, value_name = "DIR")]
+    pub(super) cwd: Option<String>,
+}
+
+const LOGS_EXAMPLES: &str = "\
+Examples:
+  dewar logs web-20260801-093000.123456     the log of its last run
+  dewar logs -f ID server --stderr          follow the errors of one process, across retries, to the end of the task
+  dewar logs ID server --run 0 > log        the log of its first run, byte for byte
+  dewar logs -f ID server --tail 10         the last ten lines, and what comes after them";
+
+/// `dewar logs`.
+#[derive(Debug, Args)]
+#[command(after_help = LOGS_EXAMPLES)]
+pub(super) struct Logs {
+    /// Id of the task
+    #[arg(value_name = "TASK", add = ArgValueCompleter::new(completion::all))]
     pub(super) task: String,
 
     /// Name of the process [default: the only one, else the first that runs, else the last that ran]
     #[arg(value_name = "PROCESS")]
     pub(super) process: Option<String>,
 
-    /// Where the tasks of this node are kept.
+    /// Where the tasks are.
     #[command(flatten)]
-    pub(super) root: RootArg,
+    pub(super) node: NodeArg,
 
     /// Number of the run, from 0 [default: the last one]
     #[arg(long, value_name = "N")]
@@ -617,6 +895,34 @@ pub(super) struct Inspect {
     /// What is printed
     #[arg(long, value_enum, value_name = "FORM", default_value = "text")]
     pub(super) output: Output,
+}
+
+const COMPLETION_EXAMPLES: &str = "\
+Examples:
+  source <(dewar completion bash)           in ~/.bashrc
+  source <(dewar completion zsh)            in ~/.zshrc, after compinit
+  dewar completion fish | source            in ~/.config/fish/config.fish
+
+Ids are those of the daemon or of the root that the line names, or that the command would find by itself.";
+
+/// `dewar completion`.
+#[derive(Debug, Args)]
+#[command(after_help = COMPLETION_EXAMPLES)]
+pub(super) struct Completion {
+    /// The shell
+    #[arg(value_enum, value_name = "SHELL")]
+    pub(super) shell: Shell,
+}
+
+/// A shell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Shell {
+    /// bash, 4.4 or newer.
+    Bash,
+    /// zsh.
+    Zsh,
+    /// fish.
+    Fish,
 }
 
 /// Form of what is printed.
@@ -718,6 +1024,22 @@ mod tests {
     #[test]
     fn the_definitions_are_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[cfg(feature = "net")]
+    #[test]
+    fn a_daemon_listens_where_its_clients_look() {
+        for (text, path) in [
+            ("unix:///run/d.sock", Some("/run/d.sock")),
+            ("d.sock", Some("d.sock")),
+            ("https://h:1", None),
+        ] {
+            let served = match parse(&format!("dewar serve --address {text}")) {
+                Ok(Command::Serve(serve)) => serve.address,
+                _ => None,
+            };
+            assert_eq!(served, path.map(PathBuf::from), "{text}");
+        }
     }
 
     #[test]

@@ -1,12 +1,11 @@
-//! What is done to every active task that matches.
+//! What is done to every task that matches.
 
-use super::args::RootArg;
+use super::args::NodeArg;
 use super::failure::{Failure, status};
+use super::node::{Node, Which};
 use super::out::Out;
 use super::pattern::Patterns;
-use super::{place, words};
-use crate::checkpoint::Root;
-use crate::checkpoint::paths::Place;
+use super::words;
 use crate::task::TaskId;
 
 /// Does `act` to every active task whose id matches one of `patterns`, and prints the ids of those that it was done to.
@@ -16,20 +15,46 @@ use crate::task::TaskId;
 /// [`Failure`] if none matches; one task that it cannot be done to keeps no other from it, and makes the exit status.
 pub(super) fn active(
     patterns: &[String],
-    root: &RootArg,
-    act: impl Fn(&Root, &TaskId) -> Result<(), Failure>,
+    node: &NodeArg,
+    act: impl Fn(&Node, &TaskId) -> Result<(), Failure>,
 ) -> Result<u8, Failure> {
     let patterns = Patterns::new(patterns)?;
-    let root = place::root(root)?;
-    let mut matched = root.list(Place::Active)?;
-    matched.retain(|id| patterns.matches(id));
+    let node = Node::find(node)?;
+    let matched = node.list(&patterns, Which::Active)?;
     if matched.is_empty() {
-        return Err(Failure::NothingMatched(nothing(&root, &patterns)?));
+        return Err(Failure::NothingMatched(nothing(&node, &patterns)?));
     }
+    each(&node, &matched, act)
+}
+
+/// The same to every task that has ended.
+///
+/// # Errors
+///
+/// As [`active`].
+pub(super) fn finished(
+    patterns: &[String],
+    node: &NodeArg,
+    act: impl Fn(&Node, &TaskId) -> Result<(), Failure>,
+) -> Result<u8, Failure> {
+    let patterns = Patterns::new(patterns)?;
+    let node = Node::find(node)?;
+    let matched = node.list(&patterns, Which::Finished)?;
+    if matched.is_empty() {
+        return Err(Failure::NothingMatched(format!("no such task has ended {node}")));
+    }
+    each(&node, &matched, act)
+}
+
+fn each(
+    node: &Node,
+    tasks: &[TaskId],
+    act: impl Fn(&Node, &TaskId) -> Result<(), Failure>,
+) -> Result<u8, Failure> {
     let mut out = Out::default();
     let mut exit = status::SUCCESS;
-    for id in matched {
-        match act(&root, &id) {
+    for id in tasks {
+        match act(node, id) {
             Ok(()) => out.write(format!("{id}\n"))?,
             Err(failure) => {
                 eprintln!("dewar: {}: {failure}", words::name(id.as_str()));
@@ -40,11 +65,10 @@ pub(super) fn active(
     Ok(exit)
 }
 
-fn nothing(root: &Root, patterns: &Patterns) -> Result<String, Failure> {
-    let over = root.list(Place::Finished)?.iter().filter(|id| patterns.matches(id)).count();
-    let dir = root.path().display();
+fn nothing(node: &Node, patterns: &Patterns) -> Result<String, Failure> {
+    let over = node.list(patterns, Which::Finished)?.len();
     Ok(match over {
-        0 => format!("no such task in {dir}"),
-        over => format!("no such task is active in {dir}; {over} of that name have ended"),
+        0 => format!("no such task {node}"),
+        over => format!("no such task is active {node}; {over} of that name have ended"),
     })
 }

@@ -5,10 +5,15 @@ use std::fmt;
 use std::io;
 use std::process::ExitCode;
 
+#[cfg(feature = "net")]
+use tonic::{Code, Status};
+
 use super::term::escape;
 use crate::causes::chain;
 use crate::checkpoint::IoError;
 use crate::checkpoint::paths::RootError;
+#[cfg(feature = "net")]
+use crate::client::{self, ClientError};
 use crate::logs::LogError;
 use crate::observe::ObserveError;
 
@@ -97,6 +102,34 @@ impl From<IoError> for Failure {
 impl From<RootError> for Failure {
     fn from(error: RootError) -> Self {
         Self::unavailable(&error)
+    }
+}
+
+#[cfg(feature = "net")]
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        Self::unavailable(&error)
+    }
+}
+
+/// What a daemon says ends a command as the same would that was found on the root.
+#[cfg(feature = "net")]
+impl From<Status> for Failure {
+    fn from(status: Status) -> Self {
+        let text = status.message().to_owned();
+        match status.code() {
+            _ if client::is_gone(&status) => {
+                let why = status.source().map_or(text, chain);
+                Self::Unavailable(format!("the connection to the daemon broke: {why}"))
+            }
+            Code::NotFound => Self::NothingMatched(text),
+            Code::InvalidArgument => Self::Usage(escape(&text).into_owned()),
+            Code::Internal => Self::Defect(escape(&format!("the daemon: {text}")).into_owned()),
+            Code::Unimplemented => {
+                Self::Unavailable("the daemon is older and does not know this call".to_owned())
+            }
+            _ => Self::Unavailable(text),
+        }
     }
 }
 

@@ -33,15 +33,25 @@ pub(super) struct Asked {
 ///
 /// [`Failure`].
 pub(super) fn task_file(path: &Path, bindings: &Bindings) -> Result<Asked, Failure> {
+    let (source, name) = source(path)?;
+    task(&source, &name, bindings)
+}
+
+/// The bytes of the task file at `path`, and what errors call it.
+///
+/// # Errors
+///
+/// [`Failure::Usage`] if it cannot be read, or is too long.
+pub(super) fn source(path: &Path) -> Result<(Vec<u8>, String), Failure> {
     if path.as_os_str() == "-" {
         let mut source = Vec::new();
         let limit = MAX_FILE_BYTES as u64 + 1;
         let read = io::stdin().lock().take(limit).read_to_end(&mut source);
         read.map_err(|error| Failure::Usage(format!("{STDIN}: {error}")))?;
-        return task(&source, STDIN, bindings);
+        return Ok((source, STDIN.to_owned()));
     }
     let source = file::read(path).map_err(|error| Failure::Usage(crate::causes::chain(&error)))?;
-    task(&source, &path.display().to_string(), bindings)
+    Ok((source, path.display().to_string()))
 }
 
 /// The task of one process, both called `name`, that runs `command`.
@@ -99,7 +109,12 @@ fn known(bindings: &Bindings, user: String) -> Result<file::Bindings, Failure> {
     })
 }
 
-fn unique<T>(
+/// `pairs` as a map.
+///
+/// # Errors
+///
+/// [`Failure::Usage`] names what is given twice.
+pub(super) fn unique<T>(
     option: &str,
     pairs: impl Iterator<Item = (String, T)>,
 ) -> Result<BTreeMap<String, T>, Failure> {

@@ -197,7 +197,7 @@ fn wait(watch: &Watch, timeout: Option<Duration>) -> Result<Ready, Failure> {
 }
 
 /// Takes the nudges that are there; says whether there will be none any more.
-fn nudges_end(nudges: &OwnedFd) -> Result<bool, Failure> {
+pub(super) fn nudges_end(nudges: &OwnedFd) -> Result<bool, Failure> {
     match nix::unistd::read(nudges, &mut [0; 4096]) {
         Ok(read) => Ok(read == 0),
         Err(Errno::ECONNRESET) => Ok(true),

@@ -17,10 +17,22 @@ use crate::task::TaskId;
 ///
 /// [`Failure`]; one task that cannot be asked keeps no other from being asked.
 pub(super) fn run(args: &Kill) -> Result<u8, Failure> {
-    each::active(&args.patterns, &args.root, |root, id| kill(root, id, args))
+    let reason = args.reason.as_deref();
+    each::active(&args.patterns, &args.node, |node, id| node.kill(id, args.wait, args.lost, reason))
 }
 
-fn kill(root: &Root, id: &TaskId, args: &Kill) -> Result<(), Failure> {
+/// Asks for the end of a task of `root`, in `wait`, or in the time that it gives itself.
+///
+/// # Errors
+///
+/// [`Failure`].
+pub(super) fn on_root(
+    root: &Root,
+    id: &TaskId,
+    wait: Option<Duration>,
+    lost: bool,
+    reason: Option<&str>,
+) -> Result<(), Failure> {
     let mut observed = Observed::open(root, id)?;
     if let Err(error) = observed.advance(|_, _| {}) {
         if error.is_corruption() {
@@ -28,13 +40,13 @@ fn kill(root: &Root, id: &TaskId, args: &Kill) -> Result<(), Failure> {
         }
         return Err(error.into());
     }
-    let wait = match (args.lost, args.wait, observed.replay()) {
+    let wait = match (lost, wait, observed.replay()) {
         (true, ..) => Duration::ZERO,
         (false, Some(wait), _) => wait,
         (false, None, Some(replay)) => replay.state().spec().finalization_wait,
         (false, None, None) => crate::task::spec::FINALIZATION_WAIT,
     };
-    runner::kill(root, id, wait, args.lost, args.reason.as_deref())
+    runner::kill(root, id, wait, lost, reason)
 }
 
 /// No runner drives a task whose checkpoint is corrupt, and nothing can be recorded; but what lives of it can be

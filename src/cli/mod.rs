@@ -6,7 +6,9 @@
 //! |---|---|
 //! | `args.rs` | what may be asked for, and what does `--help` say? |
 //! | `failure.rs` | which exit status means what? |
-//! | `file.rs`, `place.rs`, `pattern.rs`, `each.rs` | which task, in which root? |
+//! | `file.rs`, `pattern.rs`, `each.rs` | which task? |
+//! | `node.rs`, `place.rs` | by way of which daemon, or in which root? |
+//! | `patience.rs` | what if the daemon goes away meanwhile? |
 //! | `runner.rs`, `follow.rs` | how is a runner started, asked, and followed? |
 //! | `printer.rs`, `progress.rs` | what is printed while a task runs? |
 //! | `report.rs`, `words.rs`, `table.rs`, `json.rs` | how are states, ends, usages and tasks said? |
@@ -17,7 +19,10 @@
 #![allow(clippy::disallowed_methods, reason = "talks to people, files and runners")]
 
 mod args;
+mod completion;
 mod each;
+#[cfg(feature = "net")]
+mod exec;
 mod failure;
 mod file;
 mod follow;
@@ -26,13 +31,20 @@ mod health;
 mod inspect;
 mod json;
 mod kill;
+#[cfg(feature = "net")]
+mod launch;
+mod logs;
+mod node;
 mod out;
+#[cfg(feature = "net")]
+mod patience;
 mod pattern;
 mod pause;
 mod place;
 mod printer;
 mod progress;
 mod read;
+mod remove;
 mod report;
 mod run;
 mod runner;
@@ -43,9 +55,11 @@ mod signals;
 mod stats;
 mod status;
 mod table;
-mod tail;
 mod term;
 mod update;
+mod wait;
+#[cfg(feature = "net")]
+mod watch;
 mod words;
 
 use std::process::ExitCode;
@@ -57,6 +71,7 @@ use failure::Failure;
 
 /// Does what the command line asks for, and says how it went.
 pub fn main() -> ExitCode {
+    completion::answer();
     std::panic::set_hook(Box::new(defect));
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -81,6 +96,9 @@ fn dispatch(command: &Command) -> Result<u8, Failure> {
     match command {
         Command::Run(args) => run::run(args),
         Command::Resume(args) => run::resume(args),
+        #[cfg(feature = "net")]
+        Command::Launch(args) => launch::run(args),
+        Command::Wait(args) => wait::run(args),
         Command::Kill(args) => kill::run(args),
         Command::Signal(args) => signal::run(args),
         Command::Pause(args) => pause::pause(args),
@@ -88,9 +106,15 @@ fn dispatch(command: &Command) -> Result<u8, Failure> {
         Command::Update(args) => update::run(args),
         Command::Status(args) => status::run(args),
         Command::Stats(args) => stats::run(args),
-        Command::Tail(args) => tail::run(args),
+        #[cfg(feature = "net")]
+        Command::Watch(args) => watch::run(args),
+        Command::Logs(args) => logs::run(args),
+        #[cfg(feature = "net")]
+        Command::Exec(args) => exec::run(args),
+        Command::Remove(args) => remove::run(args),
         Command::Read(args) => read::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Completion(args) => completion::run(args),
         #[cfg(feature = "net")]
         Command::Serve(args) => serve::run(args),
         #[cfg(feature = "net")]

@@ -62,6 +62,17 @@ impl<W: Write> Out<W> {
     }
 }
 
+/// Comes once nobody reads standard output any more; where that cannot be known, of a file, never.
+#[cfg(feature = "net")]
+pub(super) async fn unread() {
+    use std::os::fd::AsFd;
+    let watch = |fd| crate::sys::ready::watch(fd, tokio::io::Interest::ERROR);
+    match io::stdout().as_fd().try_clone_to_owned().and_then(watch) {
+        Ok(fd) => drop(fd.ready(tokio::io::Interest::ERROR).await),
+        Err(_) => std::future::pending().await,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs::File;

@@ -14,9 +14,29 @@ const SUMMARY_MAX: usize = 100;
 
 /// An event as one line; `None` for steps that say nothing to people.
 pub(super) fn event(event: &Event, style: Style) -> Option<String> {
-    let what = if let Some(run) = &event.run {
-        run_event(event.process.as_deref().unwrap_or_default(), run, style)?
-    } else if let Some(kill) = &event.kill {
+    let is_of_task = event.run.is_none() && event.task_state.is_some();
+    if is_of_task {
+        return event_of_task(event, style);
+    }
+    Some(format!("{} {}\n", time(event, style), what(event, style)?))
+}
+
+/// The same where several tasks are told of: each line names its task.
+pub(super) fn event_of_task(event: &Event, style: Style) -> Option<String> {
+    let (time, task) = (time(event, style), words::name(&event.task_id));
+    Some(format!("{time} {task} {}\n", what(event, style)?))
+}
+
+fn time(event: &Event, style: Style) -> String {
+    let time = event.time.map(words::clock).unwrap_or_default();
+    style.dim(&time).into_owned()
+}
+
+fn what(event: &Event, style: Style) -> Option<String> {
+    if let Some(run) = &event.run {
+        return run_event(event.process.as_deref().unwrap_or_default(), run, style);
+    }
+    Some(if let Some(kill) = &event.kill {
         kill_event(kill)
     } else if let Some(limits) = &event.limits {
         limits_event(limits)
@@ -25,11 +45,8 @@ pub(super) fn event(event: &Event, style: Style) -> Option<String> {
         format!("{what} by uid {}", pause.by_uid)
     } else {
         let state = event.task_state();
-        let word = style.task(state, words::task_state(state)).into_owned();
-        format!("{} {word}", words::name(&event.task_id))
-    };
-    let time = event.time.map(words::clock).unwrap_or_default();
-    Some(format!("{} {what}\n", style.dim(&time)))
+        style.task(state, words::task_state(state)).into_owned()
+    })
 }
 
 fn run_event(process: &str, run: &RunView, style: Style) -> Option<String> {
@@ -170,14 +187,14 @@ fn process_row(process: &ProcessView) -> [String; 6] {
         format!("  {}", words::name(&process.name)),
         state.unwrap_or("not run").to_owned(),
         process.runs.len().to_string(),
-        time(process).map(words::span).unwrap_or_default(),
+        run_time(process).map(words::span).unwrap_or_default(),
         cpu(process).map(words::span).unwrap_or_default(),
         why.into_iter().flatten().collect::<Vec<_>>().join("; "),
     ]
 }
 
 /// Time of all runs that have ended; `None` if no run has.
-fn time(process: &ProcessView) -> Option<std::time::Duration> {
+fn run_time(process: &ProcessView) -> Option<std::time::Duration> {
     let times = process.runs.iter().filter_map(|run| Some((run.start_time?, run.end_time?)));
     times.map(|(start, end)| words::between(start, end)).reduce(std::ops::Add::add)
 }

@@ -46,7 +46,7 @@ pub(super) fn run(args: &Run) -> Result<u8, Failure> {
             "--chroot: only root may change the root directory".into(),
         ));
     }
-    let root = place::root(&args.root)?;
+    let root = place::root(&args.local.root)?;
     let base = match args.cgroup {
         args::Cgroup::V2 => Some(runner::find_base(args.cgroup_base.clone())?),
         args::Cgroup::None => {
@@ -92,7 +92,7 @@ pub(super) fn run(args: &Run) -> Result<u8, Failure> {
 ///
 /// [`Failure`].
 pub(super) fn resume(args: &Resume) -> Result<u8, Failure> {
-    let root = place::root(&args.root)?;
+    let root = place::root(&args.local.root)?;
     let id = place::task_id(&args.task)?;
     let place = whereabouts(&root, &id)?;
     let sight = observe::look(&root, &id, place)?;

@@ -11,7 +11,7 @@ use super::failure::{Failure, status};
 use super::words;
 use crate::cgroup::{self, Base, FindError};
 use crate::checkpoint::Root;
-use crate::control::{self, Request};
+use crate::control::{self, ControlError, Request};
 use crate::launch::{Console, LaunchError};
 pub(super) use crate::reach::Followed;
 use crate::reach::{Reach, ReachError};
@@ -30,6 +30,15 @@ const DEATHS_WITHIN: Duration = Duration::from_secs(10);
 /// [`Failure::Unavailable`].
 pub(super) fn follow(root: &Root, id: &TaskId, console: Console) -> Result<Followed, Failure> {
     Ok(reach(root).follow(id, console)?)
+}
+
+/// Follows the runner of a task, and starts none.
+///
+/// # Errors
+///
+/// [`ControlError`].
+pub(super) fn attend(root: &Root, id: &TaskId) -> Result<OwnedFd, ControlError> {
+    reach(root).attend(id)
 }
 
 /// Asks for the end of a task: its runner, or one that is started to hear it.

@@ -1,8 +1,8 @@
 //! `dewar signal`.
 
 use super::args::Signal;
+use super::each;
 use super::failure::Failure;
-use super::{each, runner};
 use crate::control::Request;
 use crate::proto::SignalTask;
 
@@ -15,5 +15,5 @@ pub(super) fn run(args: &Signal) -> Result<u8, Failure> {
     let Signal { signal, process, all, .. } = args;
     let request =
         Request::Signal(SignalTask { process: process.clone(), signal: *signal, all: *all });
-    each::active(&args.patterns, &args.root, |root, id| runner::order(root, id, &request).map(drop))
+    each::active(&args.patterns, &args.node, |node, id| node.order(id, &request).map(drop))
 }

@@ -7,19 +7,16 @@ use std::time::{Duration, Instant};
 
 use super::args::{Stats, StatusOutput};
 use super::failure::{Failure, status};
+use super::node::{Gauge, Node, Which};
 use super::out::Out;
 use super::pattern::Patterns;
 use super::printer::stdout_style;
 use super::progress::Screen;
 use super::table::{self, Align};
 use super::term::{self, Style, cut};
-use super::{json, place, words};
-use crate::causes::chain;
-use crate::checkpoint::Root;
-use crate::checkpoint::paths::Place;
-use crate::meter::{Detail, Meter};
-use crate::observe;
-use crate::proto::{ProcessUsage, Sample, TaskUsage, Usage};
+use super::{json, words};
+use crate::meter::Detail;
+use crate::proto::{ProcessUsage, Sample, TaskState, TaskUsage, Usage};
 use crate::sys::fds;
 use crate::task::TaskId;
 
@@ -31,14 +28,14 @@ use crate::task::TaskId;
 pub(super) fn run(args: &Stats) -> Result<u8, Failure> {
     // A sampler keeps many descriptors; with fewer, tasks are told of that cannot be sampled.
     let _ = fds::raise_limit();
-    let mut metered = Metered::new(args)?;
+    let node = Node::find(&args.node)?;
+    let mut metered = Metered::new(args, &node)?;
     let mut printer = Printer::new(args);
     let mut due = Instant::now();
     loop {
-        let usages = metered.read();
+        let usages = metered.read()?;
         if usages.is_empty() && metered.found_nothing() {
-            let root = metered.root.path().display();
-            return Err(Failure::NothingMatched(format!("no such task in {root}")));
+            return Err(Failure::NothingMatched(format!("no such task {}", metered.node)));
         }
         printer.print(&usages)?;
         let Some(interval) = args.watch else { break };
@@ -53,22 +50,23 @@ pub(super) fn run(args: &Stats) -> Result<u8, Failure> {
 }
 
 /// The tasks that are told of.
-struct Metered {
-    root: Root,
+struct Metered<'a> {
+    node: &'a Node,
     patterns: Patterns,
     /// Whether tasks were named: ended ones are told of then.
     is_choosy: bool,
     detail: Detail,
-    live: BTreeMap<TaskId, Meter>,
+    /// Those whose end was not told.
+    live: BTreeMap<TaskId, Gauge<'a>>,
     /// Those whose end was told.
     over: BTreeSet<TaskId>,
     exit: u8,
 }
 
-impl Metered {
-    fn new(args: &Stats) -> Result<Self, Failure> {
+impl<'a> Metered<'a> {
+    fn new(args: &Stats, node: &'a Node) -> Result<Self, Failure> {
         Ok(Self {
-            root: place::root(&args.root)?,
+            node,
             patterns: Patterns::new(&args.patterns)?,
             is_choosy: !args.patterns.is_empty(),
             detail: if args.by_process { Detail::Processes } else { Detail::Task },
@@ -79,45 +77,42 @@ impl Metered {
     }
 
     /// Reads every task that is to be told of. A task that has ended is told of once.
-    fn read(&mut self) -> Vec<TaskUsage> {
-        if let Err(error) = self.look_for_more() {
-            self.complain(&chain(&error));
-        }
+    fn read(&mut self) -> Result<Vec<TaskUsage>, Failure> {
+        self.look_for_more()?;
         let mut usages = Vec::with_capacity(self.live.len());
         let mut problems = Vec::new();
-        for (id, meter) in &mut self.live {
-            match meter.read(self.detail) {
-                Ok(usage) => usages.push(usage),
-                Err(error) => {
-                    problems.push(format!("{}: {}", words::name(id.as_str()), chain(&error)));
+        for (id, gauge) in &mut self.live {
+            match gauge() {
+                Ok(usage) => {
+                    if is_over(&usage) {
+                        self.over.insert(id.clone());
+                    }
+                    usages.push(usage);
+                }
+                Err(failure) => {
+                    problems.push(format!("{}: {failure}", words::name(id.as_str())));
                     self.over.insert(id.clone());
                 }
             }
         }
         problems.iter().for_each(|problem| self.complain(problem));
-        let over = &mut self.over;
-        self.live.retain(|id, meter| {
-            if meter.is_over() {
-                over.insert(id.clone());
-            }
-            !over.contains(id)
-        });
-        usages
+        self.live.retain(|id, _| !self.over.contains(id));
+        Ok(usages)
     }
 
-    fn look_for_more(&mut self) -> Result<(), crate::checkpoint::IoError> {
-        for (id, at) in observe::list(&self.root)? {
-            let wanted = self.patterns.matches(&id) && (self.is_choosy || at == Place::Active);
-            if wanted && !self.over.contains(&id) && !self.live.contains_key(&id) {
-                let meter = Meter::new(self.root.clone(), id.clone());
-                self.live.insert(id, meter);
+    fn look_for_more(&mut self) -> Result<(), Failure> {
+        let which = if self.is_choosy { Which::All } else { Which::Active };
+        for id in self.node.list(&self.patterns, which)? {
+            if !self.over.contains(&id) && !self.live.contains_key(&id) {
+                let gauge = self.node.gauge(&id, self.detail);
+                self.live.insert(id, gauge);
             }
         }
         Ok(())
     }
 
     fn complain(&mut self, problem: &str) {
-        eprintln!("dewar: {}", term::escape(problem));
+        eprintln!("dewar: {problem}");
         self.exit = status::UNAVAILABLE;
     }
 
@@ -130,6 +125,12 @@ impl Metered {
     fn is_over(&self) -> bool {
         self.is_choosy && self.live.is_empty()
     }
+}
+
+/// Whether a task has ended.
+fn is_over(usage: &TaskUsage) -> bool {
+    use TaskState as S;
+    matches!(usage.state(), S::Success | S::Failed | S::Killed | S::Lost)
 }
 
 struct Printer {
@@ -289,7 +290,7 @@ mod tests {
     use pbjson_types::Duration as Span;
 
     use super::*;
-    use crate::proto::{CpuUsage, MemoryUsage, PidsUsage, TaskState};
+    use crate::proto::{CpuUsage, MemoryUsage, PidsUsage};
 
     fn sample(boot_seconds: u64, cpu_millis: u64, cgroup_id: u64) -> Sample {
         let time = Span::from(Duration::from_millis(cpu_millis));

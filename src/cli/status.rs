@@ -4,13 +4,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::args::{Only, Status, StatusOutput};
 use super::failure::{Failure, status};
+use super::node::{Node, Which};
 use super::out::Out;
 use super::pattern::Patterns;
 use super::printer::stdout_style;
 use super::table::{self, Align};
 use super::term::{Style, escape};
-use super::{json, place, report, words};
-use crate::observe::{self, Sight};
+use super::{json, report, words};
+use crate::observe::Sight;
 use crate::proto::{ProcessState, ProcessView, Resources, TaskState, TaskView, Timestamp};
 use crate::task;
 use crate::task::written::assignments;
@@ -22,24 +23,26 @@ use crate::task::written::assignments;
 /// [`Failure`]; a task that cannot be read is none: it is told as CORRUPT, or with the others told nevertheless.
 pub(super) fn run(args: &Status) -> Result<u8, Failure> {
     let patterns = Patterns::new(&args.patterns)?;
-    let root = place::root(&args.root)?;
+    let node = Node::find(&args.node)?;
+    let which = match args.only {
+        None => Which::All,
+        Some(Only::Active) => Which::Active,
+        Some(Only::Finished) => Which::Finished,
+    };
     let mut sights = Vec::new();
     let mut exit = status::SUCCESS;
-    for (id, at) in observe::list(&root)? {
-        if !patterns.matches(&id) {
-            continue;
-        }
-        match observe::look(&root, &id, at) {
+    for (id, sight) in node.look(&patterns, which)? {
+        match sight {
             Ok(sight) if wanted(args.only, sight.view.state()) => sights.push(sight),
             Ok(_) => {}
-            Err(error) => {
-                eprintln!("dewar: {}: {}", words::name(id.as_str()), Failure::from(error));
+            Err(failure) => {
+                eprintln!("dewar: {}: {failure}", words::name(id.as_str()));
                 exit = status::UNAVAILABLE;
             }
         }
     }
     if sights.is_empty() && exit == status::SUCCESS && is_choosy(args) {
-        return Err(Failure::NothingMatched(format!("no such task in {}", root.path().display())));
+        return Err(Failure::NothingMatched(format!("no such task {node}")));
     }
     sights.sort_by(|a, b| (a.accepted, &a.view.task_id).cmp(&(b.accepted, &b.view.task_id)));
     Out::default().write(match args.output {

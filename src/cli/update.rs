@@ -2,18 +2,15 @@
 
 use super::args::Update;
 use super::failure::{Failure, status};
+use super::node::Node;
 use super::out::Out;
-use super::run::whereabouts;
 use super::term::escape;
-use super::{place, runner, words};
-use crate::checkpoint::Root;
-use crate::checkpoint::paths::Place;
+use super::{place, words};
 use crate::control::Request;
-use crate::observe::Observed;
-use crate::proto::UpdateLimits;
+use crate::proto::{Resources, TaskState, TaskView, UpdateLimits};
+use crate::task;
 use crate::task::change::{self, ChangeError};
 use crate::task::written::assignments;
-use crate::task::{Resources, TaskId, TaskSpec};
 
 /// Changes limits of a task, if any are named, and tells those that are in force then.
 ///
@@ -22,52 +19,55 @@ use crate::task::{Resources, TaskId, TaskSpec};
 /// [`Failure`].
 pub(super) fn run(args: &Update) -> Result<u8, Failure> {
     let change = (!args.changes.is_empty()).then(|| change::parse(&args.changes)).transpose()?;
-    let root = place::root(&args.root)?;
+    let node = Node::find(&args.node)?;
     let id = place::task_id(&args.task)?;
-    let place = whereabouts(&root, &id)?;
+    let mut view = node.view(&id)?;
     if let Some(change) = change {
-        if place == Place::Finished {
+        use TaskState as S;
+        if matches!(view.state(), S::Success | S::Failed | S::Killed | S::Lost) {
             return Err(Failure::Unavailable(format!("task {id} is over")));
         }
         let process = args.process.clone();
         let asked = UpdateLimits { process, change: Some(change), force: args.force };
-        for rounded in runner::order(&root, &id, &Request::Update(asked))? {
+        for rounded in node.order(&id, &Request::Update(asked))? {
             eprintln!("dewar: {}", escape(&rounded));
         }
+        view = node.view(&id)?;
     }
-    Out::default().write(told(&root, &id, args.process.as_deref())?)?;
+    Out::default().write(told(&view, args.process.as_deref())?)?;
     Ok(status::SUCCESS)
 }
 
 /// The limits in force: a line for the task, if it has any, and for each process that has.
-fn told(root: &Root, id: &TaskId, process: Option<&str>) -> Result<String, Failure> {
-    let mut observed = Observed::open(root, id)?;
-    observed.advance(|_, _| {})?;
-    let Some(replay) = observed.replay() else { return Ok(String::new()) };
-    let spec = replay.state().spec();
+fn told(view: &TaskView, process: Option<&str>) -> Result<String, Failure> {
+    if view.state() == TaskState::Corrupt {
+        return Err(Failure::Unavailable(view.detail.clone().unwrap_or_default()));
+    }
     if let Some(name) = process
-        && !spec.processes.iter().any(|process| process.name.as_str() == name)
+        && !view.processes.iter().any(|process| process.name == name)
     {
-        let message = format!("task {id} has no process {}", words::name(name));
+        let message = format!("task {} has no process {}", view.task_id, words::name(name));
         return Err(Failure::Usage(message));
     }
-    Ok(lines(id, spec, process))
+    Ok(lines(view, process))
 }
 
-fn lines(id: &TaskId, spec: &TaskSpec, process: Option<&str>) -> String {
-    let of_task = spec.resources.as_ref().filter(|_| process.is_none());
-    let of_task = of_task.map(|limits| line(&words::name(id.as_str()), limits));
-    let of_processes = spec.processes.iter().filter_map(|of| {
+fn lines(view: &TaskView, process: Option<&str>) -> String {
+    let of_task = view.resources.as_ref().filter(|_| process.is_none());
+    let of_task = of_task.and_then(|limits| line(&words::name(&view.task_id), limits));
+    let of_processes = view.processes.iter().filter_map(|of| {
         let limits = of.resources.as_deref()?;
-        let is_meant = process.is_none_or(|name| of.name.as_str() == name);
-        is_meant.then(|| line(&format!("  {}", words::name(of.name.as_str())), limits))
+        let is_meant = process.is_none_or(|name| of.name == name);
+        let name = format!("  {}", words::name(&of.name));
+        is_meant.then(|| line(&name, limits)).flatten()
     });
     of_task.into_iter().chain(of_processes).collect()
 }
 
-fn line(name: &str, limits: &Resources) -> String {
-    let limits: Vec<_> = assignments(limits).iter().map(|of| escape(of).into_owned()).collect();
-    format!("{name}: {}\n", limits.join(" "))
+fn line(name: &str, limits: &Resources) -> Option<String> {
+    let limits = task::Resources::from_proto(limits, "resources").ok()?;
+    let limits: Vec<_> = assignments(&limits).iter().map(|of| escape(of).into_owned()).collect();
+    Some(format!("{name}: {}\n", limits.join(" ")))
 }
 
 impl From<ChangeError> for Failure {
@@ -80,6 +80,7 @@ impl From<ChangeError> for Failure {
 mod tests {
     use super::*;
     use crate::proto;
+    use crate::view::Replay;
 
     #[test]
     fn limits_are_told_of_the_task_and_of_each_process_that_has_some() {
@@ -96,10 +97,20 @@ mod tests {
             resources: Some(proto::Resources { pids: Some(u64::MAX), ..limited(Some(7)) }),
             ..Default::default()
         };
-        let (spec, id) = (TaskSpec::from_proto(&task).unwrap(), TaskId::new("t-1").unwrap());
+        let launch = proto::Launch {
+            task_id: "t-1".to_owned(),
+            task: Some(task),
+            ..proto::Launch::default()
+        };
+        let view = Replay::accepted(launch).unwrap().view(None);
 
-        assert_eq!(lines(&id, &spec, None), "t-1: pids=max ram=7\n  \"a b\": ram=5\n");
-        assert_eq!(lines(&id, &spec, Some("a b")), "  \"a b\": ram=5\n");
-        assert_eq!(lines(&id, &spec, Some("c")), "");
+        assert_eq!(lines(&view, None), "t-1: pids=max ram=7\n  \"a b\": ram=5\n");
+        assert_eq!(lines(&view, Some("a b")), "  \"a b\": ram=5\n");
+        assert_eq!(lines(&view, Some("c")), "");
+        let unknown = told(&view, Some("d")).unwrap_err();
+        assert_eq!(
+            (unknown.status(), unknown.to_string().as_str()),
+            (2, "task t-1 has no process d")
+        );
     }
 }

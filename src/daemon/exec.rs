@@ -13,6 +13,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt};
 use tonic::{Code, Status, Streaming};
 
 use super::control::{block, is_over};
@@ -51,16 +52,16 @@ const DRAIN: Duration = Duration::from_secs(1);
 /// What ends the input at a terminal: termios(3), VEOF.
 const END_OF_INPUT: u8 = 4;
 
+/// What a command says that was started in this process.
+pub type ExecAnswers = ReceiverStream<Result<ExecResponse, Status>>;
+
 /// Runs a command in a task, as the first message says.
 pub(super) async fn exec(
     node: &Node,
     peer: &Peer,
     mut asked: Streaming<ExecRequest>,
 ) -> Result<Answers<ExecResponse>, Status> {
-    let first = asked.message().await?.and_then(|request| request.message);
-    let Some(Asked::Start(start)) = first else {
-        return Err(status::bad_field("message", "something else", "start, first of all"));
-    };
+    let start = first(&mut asked).await?;
     let (id, state) = node.known(peer, &start.task_id)?;
     if is_terminal(state) {
         return Err(is_over(&id, state));
@@ -89,6 +90,41 @@ pub(super) async fn exec(
         }
     });
     Ok(Box::pin(ReceiverStream::new(answers)))
+}
+
+/// The same in a root that no daemon has to serve, with the rights of this process. The command is killed when the answers are dropped.
+///
+/// # Errors
+///
+/// A status that says why; nothing was executed then.
+pub async fn exec_here<S>(root: &Root, mut asked: S) -> Result<ExecAnswers, Status>
+where
+    S: Stream<Item = Result<ExecRequest, Status>> + Send + Unpin + 'static,
+{
+    let start = first(&mut asked).await?;
+    let id = status::task_id(&start.task_id)?;
+    let request = request(start)?;
+    request.check().map_err(|error| of_exec(&id, &error))?;
+    let (root, task) = (root.clone(), id.clone());
+    let place = block(move || {
+        let state = super::watch::view(&root, &task)?.state();
+        if is_terminal(state) { Err(is_over(&task, state)) } else { place(&root, &task) }
+    });
+    let exec = begin(&id, place.await?, request).await?;
+    let (to_caller, told) = mpsc::channel(QUEUE);
+    let session = Session::new(exec).map_err(|error| status::unavailable(&error))?;
+    tokio::spawn(async move { session.run(asked, &to_caller).await });
+    Ok(ReceiverStream::new(told))
+}
+
+/// The first message, which says what is to be run.
+async fn first(
+    asked: &mut (impl Stream<Item = Result<ExecRequest, Status>> + Unpin),
+) -> Result<ExecStart, Status> {
+    match asked.next().await.transpose()?.and_then(|request| request.message) {
+        Some(Asked::Start(start)) => Ok(start),
+        _ => Err(status::bad_field("message", "something else", "start, first of all")),
+    }
 }
 
 fn request(start: ExecStart) -> Result<Request, Status> {
@@ -205,7 +241,11 @@ impl Session {
         Ok(Self { exec, pidfd, stdin, stdout, stderr, is_terminal, pending, ended: None })
     }
 
-    async fn run(mut self, mut asked: Streaming<ExecRequest>, to_caller: &ToCaller) {
+    async fn run(
+        mut self,
+        mut asked: impl Stream<Item = Result<ExecRequest, Status>> + Unpin,
+        to_caller: &ToCaller,
+    ) {
         let begun = Told::Started(ExecStarted { pid: self.exec.pid() });
         let last = match tell(to_caller, begun).await {
             Ok(()) => self.pump(&mut asked, to_caller).await,
@@ -221,7 +261,7 @@ impl Session {
     /// Moves bytes until the command has ended and all its output was sent.
     async fn pump(
         &mut self,
-        asked: &mut Streaming<ExecRequest>,
+        asked: &mut (impl Stream<Item = Result<ExecRequest, Status>> + Unpin),
         to_caller: &ToCaller,
     ) -> Result<ExecEnded, Over> {
         let mut is_asking = true;
@@ -230,7 +270,7 @@ impl Session {
             let until = self.ended.map_or_else(Instant::now, |(_, until)| until);
             tokio::select! {
                 () = to_caller.closed() => return Err(Over::Gone),
-                message = asked.message(), if takes => match message.map_err(|_| Over::Gone)? {
+                message = asked.next(), if takes => match message.transpose().map_err(|_| Over::Gone)? {
                     Some(ExecRequest { message: Some(message) }) => self.take(message)?,
                     Some(ExecRequest { message: None }) => {
                         let why = status::bad_field("message", "nothing", "a message");

@@ -53,6 +53,7 @@ use crate::proto::observer_service_server::ObserverServiceServer;
 use crate::proto::runner_service_server::RunnerServiceServer;
 use crate::sys::{clock, init, limit, lock};
 
+pub use exec::{ExecAnswers, exec_here};
 pub use listen::{ListenError, default_socket};
 pub use peer::Admins;
 pub use tcp::{TlsError, TlsOptions};

@@ -17,6 +17,22 @@ use crate::task::{TaskId, Violation};
 
 /// Domain of every `ErrorInfo`.
 const DOMAIN: &str = "dewar";
+/// Most bytes of a text that quotes what somebody else has written.
+const MAX_TEXT: usize = 512;
+/// Most bytes of all fields of a request that are told, with what is wrong with them. A status travels in headers, its text twice and
+/// in base64: of those, clients take 8 KiB.
+const MAX_FIELDS: usize = 1536;
+
+/// As much of `text` as a status may hold.
+fn cut(text: impl Into<String>) -> String {
+    let mut text = text.into();
+    if text.len() > MAX_TEXT {
+        let end = (0..=MAX_TEXT).rev().find(|&end| text.is_char_boundary(end));
+        text.truncate(end.unwrap_or(0));
+        text.push('…');
+    }
+    text
+}
 
 /// A status with the `reason` that a program acts on.
 pub(crate) fn info(
@@ -26,9 +42,9 @@ pub(crate) fn info(
     metadata: &[(&str, String)],
 ) -> Status {
     let metadata: HashMap<_, _> =
-        metadata.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+        metadata.iter().map(|(name, value)| ((*name).to_owned(), cut(value))).collect();
     let details = ErrorDetails::with_error_info(reason, DOMAIN, metadata);
-    Status::with_error_details(code, text, details)
+    Status::with_error_details(code, cut(text), details)
 }
 
 /// There is no such task, as far as the caller may know.
@@ -46,13 +62,40 @@ pub(crate) fn bad_field(
     bad_fields([(field.into(), format!("{found}; expected {expected}"))])
 }
 
-/// Fields of the request are wrong: each with what was found and expected.
+/// Fields of the request are wrong: each with what was found and expected. The first ones are told, and how many more there are.
 pub(crate) fn bad_fields(fields: impl IntoIterator<Item = (String, String)>) -> Status {
-    let fields: Vec<_> = fields.into_iter().collect();
-    let text: Vec<_> = fields.iter().map(|(field, what)| format!("{field}: {what}")).collect();
-    let violations = fields.into_iter().map(|(field, what)| FieldViolation::new(field, what));
+    let told = Told::of(fields);
+    let violations = told.fields.into_iter().map(|(field, what)| FieldViolation::new(field, what));
     let details = ErrorDetails::with_bad_request(violations.collect::<Vec<_>>());
-    Status::with_error_details(Code::InvalidArgument, text.join("; "), details)
+    Status::with_error_details(Code::InvalidArgument, told.text, details)
+}
+
+/// As many fields as a status may hold, each with what is wrong with it; and all of it as text.
+#[derive(Debug, Default, PartialEq)]
+struct Told {
+    fields: Vec<(String, String)>,
+    text: String,
+}
+
+impl Told {
+    fn of(fields: impl IntoIterator<Item = (String, String)>) -> Self {
+        let (mut told, mut more) = (Self::default(), 0);
+        for (field, what) in fields {
+            let (field, what) = (cut(field), cut(what));
+            let line = format!("{field}: {what}");
+            if more > 0 || (!told.fields.is_empty() && told.text.len() + line.len() > MAX_FIELDS) {
+                more += 1;
+                continue;
+            }
+            let between = if told.fields.is_empty() { "" } else { "; " };
+            told.text = told.text + between + &line;
+            told.fields.push((field, what));
+        }
+        if more > 0 {
+            told.text += &format!("; and {more} more");
+        }
+        told
+    }
 }
 
 /// The same for a task that breaks rules.
@@ -64,8 +107,8 @@ pub(crate) fn bad_task(violations: Vec<Violation>) -> Status {
 
 /// What is asked for cannot be done with the task as it is.
 pub(crate) fn precondition(kind: &str, subject: &str, text: impl Into<String>) -> Status {
-    let text = text.into();
-    let violation = PreconditionViolation::new(kind, subject, text.clone());
+    let text = cut(text);
+    let violation = PreconditionViolation::new(kind, cut(subject), text.clone());
     let mut details = ErrorDetails::with_precondition_failure(vec![violation]);
     details.set_error_info(kind, DOMAIN, HashMap::new());
     Status::with_error_details(Code::FailedPrecondition, text, details)
@@ -153,13 +196,16 @@ pub(crate) fn of_observe(error: &ObserveError) -> Status {
 pub(crate) fn of_request(error: &RequestError) -> Status {
     match error {
         RequestError::Unenforceable(limits) => {
-            let violations = limits.iter().map(|limit| {
-                PreconditionViolation::new("UNENFORCEABLE", limit.field.clone(), limit.to_string())
-            });
+            let limits = limits.iter().map(|limit| (limit.field.clone(), limit.to_string()));
+            let told = Told::of(limits);
+            let each = told.fields.iter();
+            let violations =
+                each.map(|(field, why)| PreconditionViolation::new("UNENFORCEABLE", field, why));
             let mut details =
                 ErrorDetails::with_precondition_failure(violations.collect::<Vec<_>>());
             details.set_error_info("UNENFORCEABLE", DOMAIN, HashMap::new());
-            Status::with_error_details(Code::FailedPrecondition, chain(error), details)
+            let text = told.fields.iter().map(|(_, why)| why.as_str()).collect::<Vec<_>>();
+            Status::with_error_details(Code::FailedPrecondition, text.join("; "), details)
         }
         RequestError::NotUtf8 { what, .. } => bad_field(*what, chain(error), "UTF-8"),
         RequestError::Path(_) => bad_field("sandbox", chain(error), "a directory that can be told"),
@@ -180,4 +226,33 @@ pub(crate) fn of_identity(error: &IdentityError) -> Status {
 pub(crate) fn task_id(text: &str) -> Result<TaskId, Status> {
     TaskId::new(text)
         .map_err(|error| bad_field("task_id", format!("{text:?} {error}"), "a task id"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What clients take of headers (gRPC over HTTP/2: 8 KiB).
+    const HEADERS: usize = 8 << 10;
+
+    /// Base64 and the escapes of a message are larger than what they stand for.
+    fn size(status: &Status) -> usize {
+        status.details().len().div_ceil(3) * 4 + status.message().len() * 3 / 2
+    }
+
+    #[test]
+    fn a_status_fits_into_headers_however_much_is_wrong() {
+        let fields = (0..1000).map(|n| (format!("processes[{n}].name"), "é".repeat(1 + n)));
+        let many = bad_fields(fields);
+        let long = no_task(&"x".repeat(1 << 20));
+
+        let violations = many.get_error_details().bad_request().unwrap().field_violations.len();
+        assert!(violations > 20, "{violations}");
+        assert!(many.message().ends_with(&format!("; and {} more", 1000 - violations)));
+        for status in [&many, &long] {
+            assert!(size(status) < HEADERS, "{}", size(status));
+        }
+        let one = bad_fields([("a".to_owned(), "é".repeat(MAX_TEXT))]);
+        assert_eq!(one.message().chars().count(), "a: ".len() + MAX_TEXT / 2 + 1);
+    }
 }

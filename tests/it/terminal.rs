@@ -12,7 +12,7 @@ use nix::pty::{OpenptyResult, Winsize, openpty};
 use crate::support::{DEADLINE, Pid, Scene, Task, p, task};
 
 /// A pseudo-terminal with a command in its foreground.
-struct Terminal {
+pub(crate) struct Terminal {
     child: Child,
     keyboard: File,
     name: std::path::PathBuf,
@@ -22,7 +22,7 @@ struct Terminal {
 }
 
 impl Terminal {
-    fn start(command: &Command, environment: &[(&str, &str)]) -> Self {
+    pub(crate) fn start(command: &Command, environment: &[(&str, &str)]) -> Self {
         let size = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
         let OpenptyResult { master, slave } = openpty(&size, None).unwrap();
         let name = nix::unistd::ttyname(&slave).unwrap();
@@ -56,11 +56,11 @@ impl Terminal {
         Self { child, keyboard, name, screen, text: String::new() }
     }
 
-    fn press(&mut self, key: &str) {
+    pub(crate) fn press(&mut self, key: &str) {
         self.keyboard.write_all(key.as_bytes()).unwrap();
     }
 
-    fn resize(&self, columns: u32) {
+    pub(crate) fn resize(&self, columns: u32) {
         let mut command = Command::new("stty");
         command.arg("-F").arg(&self.name).args(["cols", &columns.to_string()]);
         assert!(command.status().unwrap().success());
@@ -68,7 +68,7 @@ impl Terminal {
 
     /// Waits until a text is written, and forgets what was written before.
     #[track_caller]
-    fn wait_for(&mut self, wanted: &str) {
+    pub(crate) fn wait_for(&mut self, wanted: &str) {
         while !self.text.contains(wanted) {
             let Ok(bytes) = self.screen.recv_timeout(DEADLINE) else {
                 panic!("{wanted:?} does not come\n{:?}", self.text);
@@ -81,7 +81,7 @@ impl Terminal {
 
     /// Waits for the end: exit status, and what was written after the last thing that was waited for.
     #[track_caller]
-    fn finish(mut self) -> (Option<i32>, String) {
+    pub(crate) fn finish(mut self) -> (Option<i32>, String) {
         let pid = Pid::of(self.child.id().cast_signed());
         assert!(pid.ends_within(DEADLINE), "it hangs\n{:?}", self.text);
         let status = self.child.wait().unwrap().code();

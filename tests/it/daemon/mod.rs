@@ -1,8 +1,10 @@
 //! `dewar serve`, by a client over its socket.
 
 mod attacks;
+mod client;
 mod clients;
 mod exec;
+mod health;
 mod node;
 mod reading;
 mod tcp;

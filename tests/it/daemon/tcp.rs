@@ -404,3 +404,36 @@ fn what_is_missing_or_open_to_others_is_refused_by_name() {
     fs::write(authority.path("ca.pem"), "nothing\n").unwrap();
     says("ca.pem", "there is none; expected certificates as PEM");
 }
+
+/// `dewar` itself, by the certificate that its environment names.
+#[test]
+fn commands_ask_over_tcp_as_whom_their_certificate_says() {
+    let authority = Authority::new();
+    authority.client("ops", "/CN=ops", "DNS:ops.example");
+    authority.client("eyes", "/CN=eyes", "DNS:eyes.example");
+    let node = authority.node(&[]);
+    let file = node.scene.file("task.json", task([p("a", "echo here; sleep 600")]).text());
+    let told = |name: &str, arguments: &[&str]| {
+        let mut command = node.scene.command(arguments);
+        command.env("DEWAR_ADDRESS", format!("https://{}", address(&node)));
+        command.env("DEWAR_TLS_CA", authority.path("ca.pem"));
+        command.env("DEWAR_TLS_CERT", authority.path(&format!("{name}.pem")));
+        command.env("DEWAR_TLS_KEY", authority.path(&format!("{name}.key")));
+        node.scene.output(command)
+    };
+    let id = node.scene.id();
+
+    let launched = told("ops", &["launch", file.to_str().unwrap(), "--task-id", id]);
+    assert_eq!((launched.status, launched.stdout), (Some(0), format!("{id}\n")));
+    wait_until("it has printed", || told("eyes", &["logs", id]).stdout == "here\n");
+    assert_eq!(told("ops", &["exec", id, "--", "echo", "x"]).stdout, "x\n");
+    assert_eq!(told("ops", &["health"]).status, Some(0));
+    let refused = told("eyes", &["kill", id]);
+    assert_eq!(refused.status, Some(5), "{refused:?}");
+    assert!(refused.stderr.contains("observer"), "{}", refused.stderr);
+    let unset = told("none", &["status"]);
+    assert_eq!(unset.status, Some(5), "{unset:?}");
+    assert!(unset.stderr.contains("DEWAR_TLS_CERT: "), "{}", unset.stderr);
+    assert_eq!(told("ops", &["kill", id, "--wait", "0s"]).status, Some(0));
+    assert_eq!(told("ops", &["wait", id]).status, Some(3));
+}

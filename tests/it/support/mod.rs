@@ -14,7 +14,7 @@ use std::time::Duration;
 pub(crate) use follow::{Finished, Following};
 pub(crate) use gate::Gate;
 pub(crate) use process::{Pid, is_alive};
-pub(crate) use scene::{Output, Scene};
+pub(crate) use scene::{DEWAR, Output, Scene};
 pub(crate) use task::{Process, Task, p, task};
 pub(crate) use time::{seconds, seconds_between, wait_until};
 
