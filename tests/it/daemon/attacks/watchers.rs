@@ -58,7 +58,7 @@ fn five_hundred_watchers_that_never_read_hold_up_nobody() {
     wait_until("the half of it", || {
         let start = Instant::now();
         let runs = node.get().processes[0].runs.len();
-        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
         runs > RUNS as usize / 2
     });
     let mut reader = ObserverServiceClient::new(node.channel());
@@ -68,7 +68,7 @@ fn five_hundred_watchers_that_never_read_hold_up_nobody() {
     let whole = node.read_on(&mut whole);
     node.wait();
     let grown = node.memory().saturating_sub(before);
-    assert!(grown < 160 << 10, "the daemon grew by {grown} kB");
+    assert!(grown < 128 << 10, "the daemon grew by {grown} kB");
 
     // One of them reads after all. The others of its connection would have filled that.
     let mut late = watchers.pop().unwrap();
