@@ -7,7 +7,7 @@ use serde_json::Value;
 /// Waits for what nothing tells of but a look.
 #[track_caller]
 pub(crate) fn wait_until(what: &str, mut is: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + super::DEADLINE;
     while !is() {
         assert!(Instant::now() < deadline, "{what}");
         std::thread::sleep(Duration::from_millis(5));
