@@ -43,6 +43,8 @@ const QUEUE: usize = 4;
 const CHUNK: usize = 32 << 10;
 /// Most bytes of input in a message.
 const MAX_INPUT: usize = 64 << 10;
+/// Bytes of input that a command has not taken yet, from which on its caller is not heard: a signal overtakes so much.
+const MAX_PENDING: usize = 4 * MAX_INPUT;
 /// How long a command may take to begin: a pause or a signal at the wrong moment can hold it up.
 const START: Duration = Duration::from_secs(10);
 /// Pause between two kills of one that does not begin.
@@ -220,6 +222,8 @@ struct Session {
     is_terminal: bool,
     /// Input that it has not taken yet.
     pending: Vec<u8>,
+    /// Whether its input ends after that.
+    ends_input: bool,
     /// How it ended, and until when more output is waited for.
     ended: Option<(Exit, Instant)>,
 }
@@ -238,7 +242,18 @@ impl Session {
         };
         let (stdin, stdout) = (Some(stdin), Some(stdout));
         let pending = Vec::new();
-        Ok(Self { exec, pidfd, stdin, stdout, stderr, is_terminal, pending, ended: None })
+        let ends_input = false;
+        Ok(Self {
+            exec,
+            pidfd,
+            stdin,
+            stdout,
+            stderr,
+            is_terminal,
+            pending,
+            ends_input,
+            ended: None,
+        })
     }
 
     async fn run(
@@ -266,7 +281,10 @@ impl Session {
     ) -> Result<ExecEnded, Over> {
         let mut is_asking = true;
         loop {
-            let takes = is_asking && self.pending.is_empty();
+            if self.ends_input && self.pending.is_empty() {
+                self.end_input();
+            }
+            let takes = is_asking && self.pending.len() < MAX_PENDING;
             let until = self.ended.map_or_else(Instant::now, |(_, until)| until);
             tokio::select! {
                 () = to_caller.closed() => return Err(Over::Gone),
@@ -278,7 +296,7 @@ impl Session {
                     }
                     None => {
                         is_asking = false;
-                        self.end_input();
+                        self.ends_input = true;
                     }
                 },
                 written = write(self.stdin.as_ref(), &self.pending), if !self.pending.is_empty() => {
@@ -333,10 +351,12 @@ impl Session {
                 let why = status::bad_field("stdin", found, format!("at most {MAX_INPUT}"));
                 return Err(Over::Status(why));
             }
-            Asked::Stdin(bytes) if self.stdin.is_some() => self.pending = bytes,
+            Asked::Stdin(bytes) if self.stdin.is_some() && !self.ends_input => {
+                self.pending.extend(bytes);
+            }
             // It reads no more, or was told that no more will come.
             Asked::Stdin(_) => {}
-            Asked::StdinEnd(_) => self.end_input(),
+            Asked::StdinEnd(_) => self.ends_input = true,
             Asked::Resize(to) => {
                 let _ = self.exec.resize(size("resize", to).map_err(Over::Status)?);
             }
@@ -353,6 +373,7 @@ impl Session {
 
     /// A pipe ends when it is closed; a terminal goes on, and what reads from it is told.
     fn end_input(&mut self) {
+        self.ends_input = false;
         match self.is_terminal {
             true if self.stdin.is_some() => self.pending = vec![END_OF_INPUT],
             true => {}

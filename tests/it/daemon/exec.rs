@@ -350,3 +350,20 @@ fn a_signal_reaches_those_who_are_meant() {
     let over = signal(&mut node, "HUP", SignalScope::Leaders, None).unwrap_err();
     assert_eq!(over.get_error_details().error_info().unwrap().reason, "TASK_OVER");
 }
+
+/// A command that takes no input can be ended all the same, as long as its caller does not send too much of it.
+#[test]
+fn a_signal_overtakes_input_that_is_not_taken() {
+    let mut node = sleeping();
+    let mut caller = node.exec(&["sleep", "600"]).unwrap();
+    node.started(&mut caller);
+
+    // A pipe holds 64 KiB (pipe(7)).
+    for _ in 0..4 {
+        node.tell(&caller, Asked::Stdin(vec![b'x'; 60 << 10]));
+    }
+    node.tell(&caller, Asked::Signal("TERM".to_owned()));
+
+    assert_eq!(node.said(&mut caller).end, Some(End::Signal("SIGTERM".to_owned())));
+    node.end();
+}
