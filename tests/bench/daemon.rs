@@ -155,6 +155,11 @@ fn is_running(event: &Event) -> bool {
     event.run.as_ref().is_some_and(|run| run.state() == ProcessState::Running)
 }
 
+/// Whether a run of the task `id` runs. One of the task before may still be told of.
+fn runs(event: &Event, id: &str) -> bool {
+    event.task_id == id && is_running(event)
+}
+
 fn has_ended(event: &Event) -> bool {
     event.run.as_ref().is_some_and(|run| run.end_time.is_some())
 }
@@ -272,8 +277,9 @@ fn ends(node: &Node) {
     let (mut floor, mut measured) = (Vec::new(), Vec::new());
     let mut events = node.runtime.block_on(watch(node.observer()));
     for n in 0..200 {
+        let id = format!("ends{}", n / DEATHS);
         if n % DEATHS == 0 {
-            node.runtime.block_on(launch(node.runner(), format!("ends{n}"), DAEMON));
+            node.runtime.block_on(launch(node.runner(), id.clone(), DAEMON));
         }
         let mut child = Command::new("sleep").arg("600").spawn().unwrap();
         floor.push(time(|| {
@@ -281,14 +287,14 @@ fn ends(node: &Node) {
             child.wait().unwrap();
         }));
         measured.push(node.runtime.block_on(async {
-            let pid = until(&mut events, is_running).await.run.unwrap().pid.unwrap();
+            let pid = until(&mut events, |event| runs(event, &id)).await.run.unwrap().pid.unwrap();
             let start = Instant::now();
             kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
             until(&mut events, has_ended).await;
             start.elapsed()
         }));
         if n % DEATHS == DEATHS - 1 {
-            end(node, &format!("ends{}", n + 1 - DEATHS));
+            end(node, &id);
         }
     }
     beside(
@@ -327,7 +333,8 @@ fn fan_out(node: &Node) {
         node.runtime.block_on(launch(node.runner(), id.clone(), DAEMON));
         for _ in 0..DEATHS {
             node.runtime.block_on(async {
-                let pid = until(&mut events, is_running).await.run.unwrap().pid.unwrap();
+                let running = until(&mut events, |event| runs(event, &id)).await;
+                let pid = running.run.unwrap().pid.unwrap();
                 let mut all = JoinSet::new();
                 for mut other in others.take().unwrap() {
                     all.spawn(async move {
