@@ -14,7 +14,7 @@ use tonic::{Code, Status};
 use super::control::block;
 use super::observe::Answers;
 use super::peer::Peer;
-use super::registry::{Entry, Item, Lost, News, is_terminal};
+use super::registry::{Entry, Item, Lost, News, Registry, is_terminal};
 use super::{Node, status};
 use crate::checkpoint::Root;
 use crate::checkpoint::paths::Place;
@@ -266,7 +266,7 @@ async fn one(
         block(open).await?
     };
     loop {
-        news.borrow_and_update();
+        let from = *news.borrow_and_update();
         let read = move || {
             let mut events: Vec<Event> = Vec::new();
             let read = observed.advance_durably(|replay, applied| {
@@ -290,29 +290,32 @@ async fn one(
         if over {
             return Ok(());
         }
-        if !happened(node, peer, id, &mut news).await {
+        if !happened(&node.registry, peer, id, from, &mut news).await {
             return Err(status::no_task(id.as_str()).into());
         }
     }
 }
 
-/// Waits until something may have happened to a task; `false`: it is not there any more.
+/// Waits until something may have happened to a task since item `from`, which `news` told of before the caller looked at the
+/// task: what happens while it looks must not be taken for seen. `false`: the task is not there any more.
 async fn happened(
-    node: &Node,
+    registry: &Registry,
     peer: &Peer,
     id: &TaskId,
+    mut from: u64,
     news: &mut tokio::sync::watch::Receiver<u64>,
 ) -> bool {
     loop {
-        let from = *news.borrow_and_update();
         if news.changed().await.is_err() {
             return false;
         }
+        let next = *news.borrow_and_update();
         // What is of other tasks only is none of ours.
-        match node.registry.history(from, usize::MAX) {
+        match registry.history(from, usize::MAX) {
             Ok(items) if items.iter().all(|item| item.entry.summary.task_id != id.as_str()) => {}
-            _ => return node.registry.get(peer, id).is_some(),
+            _ => return registry.get(peer, id).is_some(),
         }
+        from = next;
     }
 }
 
@@ -332,12 +335,12 @@ pub(super) async fn until(
     let mut stopping = node.stopping.clone();
     let reached = async {
         loop {
-            news.borrow_and_update();
+            let from = *news.borrow_and_update();
             let entry = node.registry.get(peer, id).ok_or_else(|| status::no_task(id.as_str()))?;
             if is_reached(entry.summary.state(), states) {
                 return Ok(true);
             }
-            happened(node, peer, id, &mut news).await;
+            happened(&node.registry, peer, id, from, &mut news).await;
         }
     };
     let too_late = async {
@@ -366,4 +369,29 @@ fn is_reached(state: TaskState, states: &[i32]) -> bool {
     is_terminal(state)
         || state == S::Corrupt
         || wanted.into_iter().any(|wanted| stage(state) >= stage(wanted))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::Root;
+
+    /// One in some thousand waits for a task once lasted for ever.
+    #[test]
+    fn what_happens_while_a_task_is_looked_at_is_not_missed() {
+        let registry = Registry::new(Root::new("/nowhere").unwrap());
+        let id = TaskId::new("a").unwrap();
+        let entry = Entry::of(&TaskView { task_id: id.to_string(), ..Default::default() }, None);
+        let admin = Peer { uid: 0, pid: None, is_admin: true, certificate: None };
+        let mut news = registry.next();
+        let from = *news.borrow_and_update();
+
+        registry.happened(&id, &entry, [News::Accepted]);
+
+        let waits = happened(&registry, &admin, &id, from, &mut news);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let waited =
+            runtime.block_on(async { tokio::time::timeout(Duration::from_secs(10), waits).await });
+        assert_eq!(waited, Ok(true));
+    }
 }
