@@ -150,7 +150,12 @@ impl TaskCgroup {
     ///
     /// [`CgroupError`].
     pub fn open_leaf(&self, process: &ProcessName, run: u32) -> Result<Option<Leaf>, CgroupError> {
-        self.dir().child(&leaf_name(process, run))?.map(Cgroup::new).transpose()
+        let Some(dir) = self.dir().child(&leaf_name(process, run))? else { return Ok(None) };
+        match Cgroup::new(dir) {
+            // Its coordinator has removed it since.
+            Err(error) if error.is_gone() => Ok(None),
+            leaf => leaf.map(Some),
+        }
     }
 }
 
