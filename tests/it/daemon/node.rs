@@ -172,7 +172,13 @@ fn serve(scene: &Scene, arguments: &Vec<String>) -> Child {
     command.env("NOTIFY_SOCKET", &notify).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
     let mut daemon = command.spawn().unwrap();
     let mut said = [0; 64];
-    let read = ready.recv(&mut said);
+    let read = loop {
+        // A signal to the process of all tests cuts short what has a timeout (signal(7)).
+        match ready.recv(&mut said) {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            read => break read,
+        }
+    };
     let log = || std::fs::read_to_string(scene.path("daemon.log")).unwrap_or_default();
     match read {
         Ok(length) => assert_eq!(&said[..length], b"READY=1\n"),
