@@ -52,7 +52,7 @@ impl TaskCgroup {
         for name in self.dir().children()?.iter().filter(|name| name.starts_with(PREFIX)) {
             let Some(dir) = self.dir().child(name)? else { continue };
             let Some(_dead) = lock(&dir)? else { continue };
-            let left = Cgroup::new(dir)?;
+            let Some(left) = Cgroup::found(dir)? else { continue };
             left.kill()?;
             match left.remove() {
                 // It is removed the next time, or with the task.

@@ -48,6 +48,14 @@ impl Cgroup {
         Ok(Self { dir, events })
     }
 
+    /// Holds `dir`, which was there when it was opened; `None` if somebody has removed it since.
+    pub(super) fn found(dir: Dir) -> Result<Option<Self>, CgroupError> {
+        match Self::new(dir) {
+            Err(error) if error.is_gone() => Ok(None),
+            cgroup => cgroup.map(Some),
+        }
+    }
+
     /// The same cgroup with descriptors of its own. A process that was forked must take them before
     /// it watches: [`Cgroup::events_fd`].
     ///

@@ -129,7 +129,7 @@ impl TaskCgroup {
             });
         }
         match Dir::open(path) {
-            Ok(dir) => Ok(Some(Self(Cgroup::new(dir)?))),
+            Ok(dir) => Ok(Cgroup::found(dir)?.map(Self)),
             Err(CgroupError::Sys { errno: Errno::ENOENT, .. }) => Ok(None),
             Err(error) => Err(error),
         }
@@ -150,12 +150,8 @@ impl TaskCgroup {
     ///
     /// [`CgroupError`].
     pub fn open_leaf(&self, process: &ProcessName, run: u32) -> Result<Option<Leaf>, CgroupError> {
-        let Some(dir) = self.dir().child(&leaf_name(process, run))? else { return Ok(None) };
-        match Cgroup::new(dir) {
-            // Its coordinator has removed it since.
-            Err(error) if error.is_gone() => Ok(None),
-            leaf => leaf.map(Some),
-        }
+        let dir = self.dir().child(&leaf_name(process, run))?;
+        dir.map_or(Ok(None), Cgroup::found)
     }
 }
 
@@ -211,6 +207,22 @@ mod tests {
         let expected = scratch.dir().path().join("tasks/t-1/a web server.1.12");
         assert_eq!(leaf.path(), expected);
         assert!(expected.join("cgroup.procs").exists());
+    }
+
+    /// A coordinator removes the leaf that a runner is about to look at.
+    #[test]
+    fn a_cgroup_that_is_removed_while_it_is_opened_is_none() {
+        let scratch = Scratch::new();
+        let task = scratch.task("task");
+        let leaf = task.leaf(&process("p"), 0).unwrap();
+        let opened = || task.dir().child("p.0").unwrap().unwrap();
+        let [before, after] = [opened(), opened()];
+
+        assert!(Cgroup::found(before).unwrap().is_some());
+        leaf.remove().unwrap();
+
+        assert!(Cgroup::found(after).unwrap().is_none());
+        assert!(task.open_leaf(&process("p"), 0).unwrap().is_none());
     }
 
     #[test]

@@ -55,8 +55,10 @@ impl<'s> Trial<'s> {
 fn sweep(tasks: &Dir) -> Result<(), CgroupError> {
     for name in tasks.children()?.iter().filter(|name| name.starts_with(PREFIX)) {
         let Some(dir) = tasks.child(name)? else { continue };
-        if let Some(_dead) = lock(&dir)? {
-            Cgroup::new(dir)?.remove()?;
+        if let Some(_dead) = lock(&dir)?
+            && let Some(left) = Cgroup::found(dir)?
+        {
+            left.remove()?;
         }
     }
     Ok(())
