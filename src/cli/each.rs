@@ -18,13 +18,7 @@ pub(super) fn active(
     node: &NodeArg,
     act: impl Fn(&Node, &TaskId) -> Result<(), Failure>,
 ) -> Result<u8, Failure> {
-    let patterns = Patterns::new(patterns)?;
-    let node = Node::find(node)?;
-    let matched = node.list(&patterns, Which::Active)?;
-    if matched.is_empty() {
-        return Err(Failure::NothingMatched(nothing(&node, &patterns)?));
-    }
-    each(&node, &matched, act)
+    each(patterns, node, Which::Active, nothing, act)
 }
 
 /// The same to every task that has ended.
@@ -37,24 +31,28 @@ pub(super) fn finished(
     node: &NodeArg,
     act: impl Fn(&Node, &TaskId) -> Result<(), Failure>,
 ) -> Result<u8, Failure> {
-    let patterns = Patterns::new(patterns)?;
-    let node = Node::find(node)?;
-    let matched = node.list(&patterns, Which::Finished)?;
-    if matched.is_empty() {
-        return Err(Failure::NothingMatched(format!("no such task has ended {node}")));
-    }
-    each(&node, &matched, act)
+    let none = |node: &Node, _: &Patterns| Ok(format!("no such task has ended {node}"));
+    each(patterns, node, Which::Finished, none, act)
 }
 
+/// `none` says what is told if no task matches.
 fn each(
-    node: &Node,
-    tasks: &[TaskId],
+    patterns: &[String],
+    node: &NodeArg,
+    which: Which,
+    none: impl Fn(&Node, &Patterns) -> Result<String, Failure>,
     act: impl Fn(&Node, &TaskId) -> Result<(), Failure>,
 ) -> Result<u8, Failure> {
+    let patterns = Patterns::new(patterns)?;
+    let node = Node::find(node)?;
+    let matched = node.list(&patterns, which)?;
+    if matched.is_empty() {
+        return Err(Failure::NothingMatched(none(&node, &patterns)?));
+    }
     let mut out = Out::default();
     let mut exit = status::SUCCESS;
-    for id in tasks {
-        match act(node, id) {
+    for id in &matched {
+        match act(&node, id) {
             Ok(()) => out.write(format!("{id}\n"))?,
             Err(failure) => {
                 eprintln!("dewar: {}: {failure}", words::name(id.as_str()));
