@@ -35,6 +35,7 @@
 //! - [`meter`]: samples what a task uses, and adds up what is recorded
 //! - [`logs`]: reads and follows the logs of runs
 //! - [`files`]: lists and reads the files of a sandbox
+//! - [`disk`]: what a directory takes of its file system
 //! - [`control`]: asks a live runner for the end of its task, or to be nudged
 //! - [`reach`]: the same, where a runner may have to be started first
 //! - [`daemon`]: serves all of it over gRPC
@@ -44,6 +45,7 @@
 //! Beneath it all:
 //!
 //! - [`sys`]: system calls, and the only unsafe code
+//! - `tree`: walks a directory that changes meanwhile, some entries at a time
 //! - [`causes`]: an error with its causes, on one line
 //! - [`failpoint`]: named points between two effects, at which tests stop or fail us
 
@@ -57,6 +59,7 @@ pub mod control;
 pub mod coordinator;
 #[cfg(feature = "net")]
 pub mod daemon;
+pub mod disk;
 pub mod exec;
 pub mod failpoint;
 pub mod files;
@@ -76,5 +79,6 @@ pub mod sys;
 pub mod task;
 #[cfg(test)]
 mod testing;
+mod tree;
 pub mod usage;
 pub mod view;

@@ -45,6 +45,17 @@ pub fn open_on_one_mount(dir: BorrowedFd<'_>, name: &CStr, flags: OFlag) -> Resu
     openat2(dir, name, how(flags, Mode::empty()).resolve(resolve))
 }
 
+/// Opens for reading the directory that `dir` is in, if both are on one mount. Whoever may move `dir` decides where that is.
+///
+/// # Errors
+///
+/// Those of `openat2(2)`: `EXDEV` if something is mounted at `dir`.
+pub fn open_parent(dir: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
+    let resolve = without_links() | ResolveFlag::RESOLVE_NO_XDEV;
+    openat2(dir, c"..", how(flags, Mode::empty()).resolve(resolve))
+}
+
 /// Opens the directory at the absolute `path`, no component of which may be a link.
 ///
 /// # Errors

@@ -5,6 +5,7 @@
 //!
 //! - [`clock`]: clocks and the identity of a boot
 //! - [`clone`]: a child in its cgroup, with a pidfd
+//! - [`dir`]: entries of directories, and what they are
 //! - [`exec`]: becoming another program
 //! - [`fds`]: the descriptors of this process
 //! - [`fs`]: opening beneath a directory; descriptors, working directory and root of a child
@@ -14,6 +15,7 @@
 //! - [`lock`]: who may write a file
 //! - [`pidfd`]: processes by descriptor, recognised beyond the reuse of their number
 //! - [`process`]: this process, and its children
+//! - [`quota`]: what the kernel accounts to a project
 //! - `ready`: descriptors that the daemon waits for
 //! - [`signal`]: dispositions and mask
 //! - [`socket`]: descriptors and credentials over unix sockets
@@ -26,6 +28,7 @@ compile_error!("the raw calls that set ids take 16-bit ids on 32-bit machines");
 
 pub mod clock;
 pub mod clone;
+pub mod dir;
 pub mod exec;
 #[cfg(test)]
 pub(crate) mod fault;
@@ -39,6 +42,7 @@ pub mod limit;
 pub mod lock;
 pub mod pidfd;
 pub mod process;
+pub mod quota;
 #[cfg(feature = "net")]
 pub mod ready;
 pub mod signal;
