@@ -23,6 +23,7 @@ mod completion;
 mod each;
 #[cfg(feature = "net")]
 mod exec;
+mod explain;
 mod failure;
 mod file;
 mod follow;
@@ -105,6 +106,7 @@ fn dispatch(command: &Command) -> Result<u8, Failure> {
         Command::ResumePaused(args) => pause::resume(args),
         Command::Update(args) => update::run(args),
         Command::Status(args) => status::run(args),
+        Command::Explain(args) => explain::run(args),
         Command::Stats(args) => stats::run(args),
         #[cfg(feature = "net")]
         Command::Watch(args) => watch::run(args),
