@@ -236,13 +236,12 @@ fn write(
     writer.flush()?;
     let mut content = serde_json::to_vec(launch).expect("a message without maps of odd keys");
     content.push(b'\n');
-    tasks::accept(root, task, &content, || {
-        tasks::together(
-            || root.sync_checkpoint(task),
-            || writer.sync().map_err(LaunchError::from),
-        )?;
+    let stream = || writer.sync().map_err(LaunchError::from);
+    let directory = || {
+        root.sync_checkpoint(task)?;
         pass(root, task, Failpoint::AcceptSynced)
-    })
+    };
+    tasks::accept(root, task, &content, stream, directory)
 }
 
 /// The stream of a task that is not accepted yet, locked; `None` if the id is somebody else's by now.
@@ -504,7 +503,7 @@ pub fn is_confirmed(word: BorrowedFd<'_>) -> bool {
 }
 
 /// Starts a runner for `task`, in its own session and, where there are cgroups, born in the supervisor's. The program is
-/// loaded while the task is being accepted, on another CPU where there is one; [`Waiting::go`] lets it begin.
+/// loaded while the caller goes on, as with accepting the task; [`Waiting::go`] lets it begin.
 ///
 /// # Errors
 ///

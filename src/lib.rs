@@ -32,6 +32,7 @@
 //! - [`usage`]: what several runs used together
 //! - [`remove`]: removes what is kept of a task that is over
 //! - [`observe`]: reads and follows the streams for that
+//! - [`explain`]: says why each process is running, or is not
 //! - [`meter`]: samples what a task uses, and adds up what is recorded
 //! - [`logs`]: reads and follows the logs of runs
 //! - [`files`]: lists and reads the files of a sandbox
@@ -61,6 +62,7 @@ pub mod coordinator;
 pub mod daemon;
 pub mod disk;
 pub mod exec;
+pub mod explain;
 pub mod failpoint;
 pub mod files;
 pub mod identity;

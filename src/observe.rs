@@ -10,7 +10,7 @@ use crate::causes::chain;
 use crate::cgroup::{Cgroup, TaskCgroup};
 use crate::checkpoint::paths::Place;
 use crate::checkpoint::{Identity, IoError, ReadError, Reader, Root, Tail, lock};
-use crate::proto::{self, Record, TaskView};
+use crate::proto::{self, Launch, Record, TaskView};
 use crate::state::{RecordError, must_last};
 use crate::task::TaskId;
 use crate::task::change::path;
@@ -197,18 +197,12 @@ pub struct Sight {
 ///
 /// [`ObserveError`], but never for a damaged stream: that is a view, in state CORRUPT.
 pub fn look(root: &Root, id: &TaskId, place: Place) -> Result<Sight, ObserveError> {
-    let mut observed = match Observed::open(root, id) {
-        Ok(observed) => observed,
-        Err(ObserveError::Read(ReadError::Missing { .. })) => return Ok(unbegun(root, id, place)),
-        Err(error) => return damaged(id, None, error),
+    let observed = match find(root, id, place)? {
+        Found::Begun(observed) => observed,
+        Found::Unbegun(launch) => return Ok(unbegun(id, launch)),
+        Found::Damaged(read, error) => return Ok(damaged(id, read.as_deref(), &error)),
     };
-    if let Err(error) = observed.advance(|_, _| {}) {
-        return damaged(id, observed.replay.as_ref(), error);
-    }
-    if let Err(error) = observed.tail() {
-        return damaged(id, observed.replay.as_ref(), error.into());
-    }
-    let Some(replay) = &observed.replay else { return Ok(unbegun(root, id, place)) };
+    let Some(replay) = observed.replay() else { return Ok(unbegun(id, None)) };
     let ended = replay.state().phase().is_some_and(|phase| phase.is_terminal());
     let runner = if ended { None } else { runner_pid(root, id)? };
     let lost_limits = if ended { Vec::new() } else { lost_limits(id, replay) };
@@ -219,6 +213,49 @@ pub fn look(root: &Root, id: &TaskId, place: Place) -> Result<Sight, ObserveErro
         observed.sync()?;
     }
     Ok(sight)
+}
+
+/// A task as it was found.
+pub(crate) enum Found {
+    /// Its stream holds its first record at least, and was read to its end.
+    Begun(Box<Observed>),
+    /// It was accepted, as far as that can be read, and its runner has not written anything yet.
+    Unbegun(Option<Box<Launch>>),
+    /// Its stream was read as far as it could be.
+    Damaged(Option<Box<Replay>>, ObserveError),
+}
+
+/// Reads the stream of a task to its end, wherever the task is kept.
+///
+/// # Errors
+///
+/// [`ObserveError`], but never for a damaged stream.
+pub(crate) fn find(root: &Root, id: &TaskId, place: Place) -> Result<Found, ObserveError> {
+    let (read, result) = match Observed::open(root, id) {
+        Ok(mut observed) => {
+            let read = observed.advance(|_, _| {});
+            let read = read.and_then(|()| Ok(observed.tail().map(|_| ())?));
+            (Some(observed), read)
+        }
+        Err(ObserveError::Read(ReadError::Missing { .. })) => (None, Ok(())),
+        Err(error) => (None, Err(error)),
+    };
+    match (read, result) {
+        (read, Err(error)) if error.is_corruption() => {
+            Ok(Found::Damaged(read.and_then(|read| read.replay).map(Box::new), error))
+        }
+        (_, Err(error)) => Err(error),
+        (Some(observed), Ok(())) if observed.replay.is_some() => {
+            Ok(Found::Begun(Box::new(observed)))
+        }
+        _ => Ok(Found::Unbegun(accepted(root, id, place).map(Box::new))),
+    }
+}
+
+/// The task as it was accepted; `None` if that cannot be read.
+fn accepted(root: &Root, id: &TaskId, place: Place) -> Option<Launch> {
+    let bytes = std::fs::read(root.task(place, id)).ok()?;
+    serde_json::from_slice(&bytes).ok()
 }
 
 /// Limits of a live task that are not in force any more. What cannot be read, or was removed meanwhile, has lost none.
@@ -256,11 +293,9 @@ pub fn runner_pid(root: &Root, id: &TaskId) -> Result<Option<i32>, IoError> {
     Ok(holder.and_then(|holder| holder.pid))
 }
 
-fn unbegun(root: &Root, id: &TaskId, place: Place) -> Sight {
-    let accepted = std::fs::read(root.task(place, id)).ok();
-    let launch = accepted.and_then(|bytes| serde_json::from_slice::<proto::Launch>(&bytes).ok());
+fn unbegun(id: &TaskId, launch: Option<Box<Launch>>) -> Sight {
     let accepted = launch.as_ref().map_or(0, |launch| launch.accepted_unix_nanos);
-    let known = launch.and_then(|launch| Replay::accepted(launch).ok());
+    let known = launch.and_then(|launch| Replay::accepted(*launch).ok());
     let view = TaskView {
         task_id: id.to_string(),
         state: proto::TaskState::Active.into(),
@@ -270,13 +305,10 @@ fn unbegun(root: &Root, id: &TaskId, place: Place) -> Sight {
     Sight { view, accepted }
 }
 
-fn damaged(id: &TaskId, read: Option<&Replay>, error: ObserveError) -> Result<Sight, ObserveError> {
-    if !error.is_corruption() {
-        return Err(error);
-    }
+fn damaged(id: &TaskId, read: Option<&Replay>, error: &ObserveError) -> Sight {
     let accepted = read.map_or(0, |replay| replay.launch().accepted_unix_nanos);
-    let view = corrupt_view(id.as_str(), read, chain(&error));
-    Ok(Sight { view, accepted })
+    let view = corrupt_view(id.as_str(), read, chain(error));
+    Sight { view, accepted }
 }
 
 #[cfg(test)]
@@ -286,8 +318,8 @@ pub(crate) mod tests {
     use super::*;
     use crate::checkpoint::testing::accept;
     use crate::checkpoint::{Instant, Writer, tasks};
+    use crate::proto::TaskState;
     use crate::proto::record::Kind;
-    use crate::proto::{Launch, TaskState};
     use crate::state::{Event, Phase};
     use crate::view::tests::{launch, process, task};
 

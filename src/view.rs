@@ -380,7 +380,7 @@ fn run_view(number: u32, run: &Run) -> RunView {
 }
 
 /// Exit status or name of the signal.
-fn outcome(end: &RunEnd) -> (Option<u32>, Option<String>) {
+pub(crate) fn outcome(end: &RunEnd) -> (Option<u32>, Option<String>) {
     match end.outcome {
         Outcome::Exited(code) => (Some(code.into()), None),
         Outcome::Signalled(signal) => (None, Some(signal_name(signal))),
@@ -388,7 +388,8 @@ fn outcome(end: &RunEnd) -> (Option<u32>, Option<String>) {
     }
 }
 
-fn process_detail(process: &Process) -> Option<String> {
+/// Why a process is settled as it is.
+pub(crate) fn process_detail(process: &Process) -> Option<String> {
     let last = process.runs.last()?;
     process.settled?;
     match last.state {
@@ -454,7 +455,7 @@ fn deadlock(state: &TaskState) -> Option<String> {
 }
 
 /// A list of names for people: the first few.
-fn enumerate(names: &[&str]) -> String {
+pub(crate) fn enumerate(names: &[&str]) -> String {
     const SHOWN: usize = 5;
     let shown = names[..names.len().min(SHOWN)].join(", ");
     match names.len().saturating_sub(SHOWN) {

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use dewar::causes::chain;
 use dewar::failpoint::Failpoint;
 use dewar::launch::{FOLLOWER, Word, hear};
-use dewar::runner::{Options, Runner, RunnerError, block_signals};
+use dewar::runner::{Options, Ready, Runner, RunnerError, block_signals};
 use dewar::sys::fds::inherited;
 use dewar::task::TaskId;
 
@@ -34,20 +34,18 @@ fn main() -> ExitCode {
         eprintln!("dewar-runner: {task}: block signals: {error}");
         return ExitCode::from(70);
     }
-    let (follower, first) = match inherited(FOLLOWER).map(hear) {
+    // Before anything of ours can have its number.
+    let follower = inherited(FOLLOWER);
+    let ready = Ready::new(base);
+    let (follower, first) = match follower.map(hear) {
         // Started without descriptor 3, it may go.
         None => (None, None),
         Some(Ok((follower, Some(Word::Go)))) => (Some(follower), None),
         Some(Ok((follower, Some(Word::GoWith(first))))) => (Some(follower), Some(first)),
         Some(Ok((_, None)) | Err(_)) => return ExitCode::SUCCESS,
     };
-    match Runner::run(Options {
-        root: root.into(),
-        task: task.clone(),
-        cgroup_base: base,
-        follower,
-        first,
-    }) {
+    let options = Options { root: root.into(), task: task.clone(), follower, first };
+    match ready.and_then(|ready| Runner::run(ready, options)) {
         Ok(_) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("dewar-runner: {task}: {}", chain(&error));

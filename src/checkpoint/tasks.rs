@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::file::{self, IoError, sync_dir};
 use super::paths::{Place, Root};
@@ -31,32 +32,42 @@ pub enum AcceptError {
 /// Writes the accepted task `content`, so that it is there whole, or not at all. It is durable after [`sync_active`], and
 /// nobody is told of it before.
 ///
-/// `before` makes durable what must be so before the task is accepted. Each sync waits for the disk, so the content
-/// is synced at the same time. An error of `before` is the answer, and the task is not accepted.
+/// `first`, and then `second`, make durable what must be so before the task is accepted. Where the disk takes its time over the first, the
+/// second goes on beside the sync of the content. An error of any of them is the answer, and the task is not accepted.
 ///
 /// A task of the same id is never written over, whoever tries at the same time. A crash can leave a hidden file, which
 /// is no task, and which the next try for the same id uses up.
 ///
 /// # Errors
 ///
-/// Those of `before`; [`AcceptError`].
-pub fn accept<E: From<AcceptError>>(
+/// Those of `first` and `second`; [`AcceptError`].
+pub fn accept<E: From<AcceptError> + Send>(
     root: &Root,
     id: &TaskId,
     content: &[u8],
-    before: impl FnOnce() -> Result<(), E>,
+    first: impl FnOnce() -> Result<(), E>,
+    second: impl FnOnce() -> Result<(), E> + Send,
 ) -> Result<(), E> {
     let dir = root.tasks(Place::Active);
     let hidden = Hidden::take(&dir, id)?;
     let accepted = refuse_known(root, id).map_err(E::from).and_then(|()| {
         hidden.write(content).map_err(AcceptError::from)?;
-        together(|| hidden.sync().map_err(AcceptError::from), before)?;
+        let begun = Instant::now();
+        first()?;
+        let sync = || hidden.sync().map_err(|error| AcceptError::from(error).into());
+        match begun.elapsed() < WORTH_A_THREAD {
+            true => second().and_then(|()| sync())?,
+            false => together(second, sync)?,
+        }
         Ok(hidden.publish(&root.task(Place::Active, id)).map_err(AcceptError::from)?)
     });
     // One that is left is no task, and is used up by the next try for the id.
     let _ = fs::remove_file(&hidden.path);
     accepted
 }
+
+/// What a sync takes on a disk where it is worth a thread to have two at the same time: several times what it takes to start one.
+const WORTH_A_THREAD: Duration = Duration::from_millis(1);
 
 /// Makes durable that the tasks are active that are so.
 ///
@@ -78,8 +89,8 @@ pub fn open_active(root: &Root) -> Result<File, IoError> {
 
 /// Does both at the same time, where another thread can be had, and else one after the other. Where both fail, the error is
 /// that of `here`.
-pub fn together<A: Send, E: From<A>>(
-    there: impl FnOnce() -> Result<(), A> + Send,
+fn together<E: Send>(
+    there: impl FnOnce() -> Result<(), E> + Send,
     here: impl FnOnce() -> Result<(), E>,
 ) -> Result<(), E> {
     let there = Mutex::new(Some(there));
@@ -93,7 +104,7 @@ pub fn together<A: Send, E: From<A>>(
             Err(_) => take().map(|there| there()),
         };
         ours?;
-        Ok(theirs.unwrap_or(Ok(()))?)
+        theirs.unwrap_or(Ok(()))
     })
 }
 
@@ -199,6 +210,31 @@ mod tests {
             0o600
         );
         assert_eq!(names(&root.tasks(Place::Active)), ["t"]);
+    }
+
+    /// Of whatever cannot be synced, on a quick disk and on a slow one; what may go on side by side does on a slow one.
+    #[test]
+    fn what_cannot_be_synced_is_not_accepted() {
+        for slow in [false, true] {
+            let (_dir, root) = root();
+            let first = || {
+                if slow {
+                    std::thread::sleep(2 * WORTH_A_THREAD);
+                }
+                Ok(())
+            };
+            let here = std::thread::current().id();
+            let second = || {
+                // One that is quick may be kept waiting, and be taken for a slow one.
+                assert!(!slow || std::thread::current().id() != here);
+                Err(AcceptError::Busy(task("second")))
+            };
+
+            let error = super::accept(&root, &task("t"), b"{}", first, second).unwrap_err();
+
+            assert!(matches!(error, AcceptError::Busy(of) if of == task("second")));
+            assert_eq!(names(&root.tasks(Place::Active)), [""; 0]);
+        }
     }
 
     /// T63: a takeover with another task is refused.

@@ -218,5 +218,5 @@ pub(super) fn hold() {
 
 /// Accepts a task that needs nothing else to be on disk.
 pub(crate) fn accept(root: &Root, id: &TaskId, content: &[u8]) -> Result<(), AcceptError> {
-    tasks::accept(root, id, content, || Ok(()))
+    tasks::accept(root, id, content, || Ok(()), || Ok(()))
 }

@@ -66,6 +66,8 @@ pub(super) enum Command {
     Update(Update),
     /// Tell what is known of tasks.
     Status(Status),
+    /// Tell why each process of a task is running, or is not.
+    Explain(Explain),
     /// Tell what tasks use.
     Stats(Stats),
     /// Tell of tasks as they are, and then of each transition as it happens.
@@ -686,6 +688,33 @@ pub(super) struct Status {
     /// Tell more: -v processes, -vv runs, -vvv why each run ended and what it used
     #[arg(short, long, action = clap::ArgAction::Count)]
     pub(super) verbose: u8,
+
+    /// What is printed
+    #[arg(long, value_enum, value_name = "FORM", default_value = "table")]
+    pub(super) output: StatusOutput,
+}
+
+const EXPLAIN_EXAMPLES: &str = "\
+Examples:
+  dewar explain web-20260801-093000.123456         every process, and why it is running or is not
+  dewar explain web-20260801-093000.123456 server  one of them
+  dewar explain web-20260801-093000.123456 --output json";
+
+/// `dewar explain`.
+#[derive(Debug, Args)]
+#[command(after_help = EXPLAIN_EXAMPLES)]
+pub(super) struct Explain {
+    /// Id of the task
+    #[arg(value_name = "TASK", add = ArgValueCompleter::new(completion::all))]
+    pub(super) task: String,
+
+    /// Names of processes [default: all]
+    #[arg(value_name = "PROCESS")]
+    pub(super) processes: Vec<String>,
+
+    /// Where the task is.
+    #[command(flatten)]
+    pub(super) node: NodeArg,
 
     /// What is printed
     #[arg(long, value_enum, value_name = "FORM", default_value = "table")]

@@ -23,6 +23,7 @@ mod completion;
 mod each;
 #[cfg(feature = "net")]
 mod exec;
+mod explain;
 mod failure;
 mod file;
 mod follow;
@@ -62,19 +63,20 @@ mod wait;
 mod watch;
 mod words;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Args, FromArgMatches, Parser};
 
-use args::{Cli, Command};
+use args::{Cli, Command, Run};
 use failure::Failure;
 
 /// Does what the command line asks for, and says how it went.
 pub fn main() -> ExitCode {
     completion::answer();
     std::panic::set_hook(Box::new(defect));
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    let command = match command() {
+        Ok(command) => command,
         Err(error) => {
             // Help that nobody reads to its end is still given.
             let _ = error.print();
@@ -83,13 +85,32 @@ pub fn main() -> ExitCode {
             );
         }
     };
-    match dispatch(&cli.command) {
+    match dispatch(&command) {
         Ok(status) => ExitCode::from(status),
         Err(failure) => {
             eprintln!("dewar: {failure}");
             failure.exit_code()
         }
     }
+}
+
+/// What the command line asks for.
+fn command() -> Result<Command, clap::Error> {
+    let words: Vec<_> = std::env::args_os().collect();
+    if let Some(run) = run_alone(&words) {
+        return Ok(Command::Run(run));
+    }
+    Ok(Cli::try_parse_from(words)?.command)
+}
+
+/// A right `dewar run …`, taken apart without the definitions of all other commands: to make those takes as long as a shell to start.
+/// What is not one is looked at again with all of them, which say what is wrong.
+fn run_alone(words: &[OsString]) -> Option<Run> {
+    let words = words.get(1..)?;
+    words.first().filter(|word| *word == "run")?;
+    let command = Run::augment_args(clap::Command::new("run"));
+    let matches = command.try_get_matches_from(words).ok()?;
+    Run::from_arg_matches(&matches).ok()
 }
 
 fn dispatch(command: &Command) -> Result<u8, Failure> {
@@ -105,6 +126,7 @@ fn dispatch(command: &Command) -> Result<u8, Failure> {
         Command::ResumePaused(args) => pause::resume(args),
         Command::Update(args) => update::run(args),
         Command::Status(args) => status::run(args),
+        Command::Explain(args) => explain::run(args),
         Command::Stats(args) => stats::run(args),
         #[cfg(feature = "net")]
         Command::Watch(args) => watch::run(args),
@@ -126,4 +148,46 @@ fn dispatch(command: &Command) -> Result<u8, Failure> {
 fn defect(panic: &std::panic::PanicHookInfo<'_>) {
     eprintln!("dewar: a defect of dewar: {panic}");
     std::process::exit(failure::status::DEFECT.into());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(line: &str) -> Vec<OsString> {
+        line.split(' ').map(Into::into).collect()
+    }
+
+    #[test]
+    fn a_right_run_is_the_same_with_and_without_the_other_commands() {
+        for line in [
+            "dewar run a.yaml",
+            "dewar run a.yaml --task-id t -P http:80 -E a=b --cgroup none --output json --detach",
+            "dewar run --root /r --sandbox s --user u --chroot --allow-unenforced -- sleep 1 --help",
+            "/usr/bin/dewar run -",
+        ] {
+            let alone = run_alone(&words(line)).unwrap_or_else(|| panic!("{line}"));
+            let Command::Run(among) = Cli::try_parse_from(words(line)).unwrap().command else {
+                panic!("{line}");
+            };
+            assert_eq!(format!("{alone:?}"), format!("{among:?}"));
+        }
+    }
+
+    /// Then all commands are asked, which name the command in what they say.
+    #[test]
+    fn what_is_no_right_run_is_left_to_all_commands() {
+        for line in [
+            "dewar",
+            "dewar status",
+            "dewar run",
+            "dewar run --help",
+            "dewar run --version",
+            "dewar run a.yaml --nonsense",
+            "dewar --help run",
+            "run a.yaml",
+        ] {
+            assert!(run_alone(&words(line)).is_none(), "{line}");
+        }
+    }
 }

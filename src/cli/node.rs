@@ -14,9 +14,10 @@ use super::{kill, place, runner};
 use crate::checkpoint::Root;
 use crate::checkpoint::paths::Place;
 use crate::control::Request;
+use crate::explain::explain;
 use crate::meter::{Detail, Meter};
 use crate::observe::{self, Sight};
-use crate::proto::{TaskUsage, TaskView};
+use crate::proto::{TaskExplanation, TaskUsage, TaskView};
 use crate::task::TaskId;
 
 #[cfg(feature = "net")]
@@ -141,12 +142,22 @@ impl Node {
             Self::Root(root) => Ok(observe::look(root, id, whereabouts(root, id)?)?.view),
             #[cfg(feature = "net")]
             Self::Daemon(client) => {
-                client.view(id.as_str()).map_err(|status| match status.code() {
-                    Code::NotFound => Failure::Usage(
-                        escape(&format!("there is no task {id} {self}")).into_owned(),
-                    ),
-                    _ => status.into(),
-                })
+                client.view(id.as_str()).map_err(|status| self.unknown(id, status))
+            }
+        }
+    }
+
+    /// Why each process of a task that was named is running, or is not.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::Usage`] if there is no such task.
+    pub(super) fn explain(&self, id: &TaskId) -> Result<TaskExplanation, Failure> {
+        match self {
+            Self::Root(root) => Ok(explain(root, id, whereabouts(root, id)?)?),
+            #[cfg(feature = "net")]
+            Self::Daemon(client) => {
+                client.explain(id.as_str()).map_err(|status| self.unknown(id, status))
             }
         }
     }
@@ -224,6 +235,19 @@ impl Node {
             Self::Root(root) => runner::order(root, id, request),
             #[cfg(feature = "net")]
             Self::Daemon(client) => Ok(client.order(id.as_str(), request.clone())?),
+        }
+    }
+}
+
+#[cfg(feature = "net")]
+impl Node {
+    /// What the daemon said of a task that was named: of one that is not there as a root says it.
+    fn unknown(&self, id: &TaskId, status: tonic::Status) -> Failure {
+        match status.code() {
+            Code::NotFound => {
+                Failure::Usage(escape(&format!("there is no task {id} {self}")).into_owned())
+            }
+            _ => status.into(),
         }
     }
 }

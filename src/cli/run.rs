@@ -2,8 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::panic::resume_unwind;
-use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
 use nix::unistd::geteuid;
@@ -62,19 +60,13 @@ pub(super) fn run(args: &Run) -> Result<u8, Failure> {
     let signals = if args.detach { None } else { Some(catch()?) };
     let console = console(args.detach, args.output);
     let prepare = || launch::prepare_runner(&root, &id, base.as_ref(), console);
-    let started = std::thread::scope(|scope| {
-        // Its log is kept with the task, once there is one.
-        let is_ahead = console != Console::Log;
-        let ahead = is_ahead.then(|| std::thread::Builder::new().spawn_scoped(scope, prepare).ok());
-        launch::accept_and_begin(&root, &id, &launch, |accepted| {
-            if accepted == Accepted::Active {
-                refuse_if_held(&root, &id)?;
-            }
-            let ahead = ahead.flatten().map(ScopedJoinHandle::join);
-            ahead
-                .map_or_else(prepare, |ahead| ahead.unwrap_or_else(|panic| resume_unwind(panic)))?
-                .go()
-        })
+    // Its program is loaded while the task goes to the disk. Its log, if it has one, is kept with the task, once there is one.
+    let ahead = (console != Console::Log).then(prepare).transpose()?;
+    let started = launch::accept_and_begin(&root, &id, &launch, |accepted| {
+        if accepted == Accepted::Active {
+            refuse_if_held(&root, &id)?;
+        }
+        ahead.map_or_else(prepare, Ok)?.go()
     });
     let started = started.map_err(|error| not_launched(&root, &id, error))?;
     match signals {

@@ -26,9 +26,9 @@ use crate::control::Request as Order;
 use crate::proto::observer_service_client::ObserverServiceClient;
 use crate::proto::runner_service_client::RunnerServiceClient;
 use crate::proto::{
-    GetTaskRequest, GetUsageRequest, KillRequest, ListTasksRequest, LoseRequest, PauseRequest,
-    ResumeRequest, SignalRequest, SignalScope, TaskFilter, TaskSummary, TaskUsage, TaskView,
-    UpdateRequest,
+    ExplainTaskRequest, GetTaskRequest, GetUsageRequest, KillRequest, ListTasksRequest,
+    LoseRequest, PauseRequest, ResumeRequest, SignalRequest, SignalScope, TaskExplanation,
+    TaskFilter, TaskSummary, TaskUsage, TaskView, UpdateRequest,
 };
 
 pub use address::{Address, AddressError};
@@ -196,6 +196,17 @@ impl Client {
     /// What the daemon said.
     pub fn view(&self, id: &str) -> Result<TaskView, Status> {
         self.views(&[id.to_owned()]).remove(0)
+    }
+
+    /// Why each process of a task is running, or is not.
+    ///
+    /// # Errors
+    ///
+    /// What the daemon said.
+    pub fn explain(&self, id: &str) -> Result<TaskExplanation, Status> {
+        let request = ExplainTaskRequest { task_id: id.to_owned() };
+        let answer = self.block_on(self.observer().explain_task(request))?.into_inner();
+        answer.explanation.ok_or_else(|| Status::internal("the daemon explains nothing"))
     }
 
     /// What a task uses now, and has used, and each of its processes if `by_process`.

@@ -461,7 +461,14 @@ impl Tasks {
         let root = self.registry.root();
         let followed = match control::follow(root, &live.id) {
             Ok(nudges) => Ok(Followed { nudges, pidfd: None }),
-            Err(ControlError::Absent(_)) if live.appeared && !over => {
+            // Its runner has filed it away, and left.
+            Err(ControlError::Absent(_))
+                if over && root.task(Place::Finished, &live.id).exists() =>
+            {
+                self.forget(token);
+                return;
+            }
+            Err(ControlError::Absent(_)) if live.appeared => {
                 if let Some(&pause) = APPEARED.get(live.missed) {
                     live.missed += 1;
                     let at = Instant::now() + Duration::from_millis(pause);

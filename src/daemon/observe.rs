@@ -12,12 +12,13 @@ use super::peer::Peer;
 use super::watch::{self, Filter};
 use super::{Node, files, logs, status, usage};
 use crate::causes::chain;
+use crate::explain::explain;
 use crate::proto::observer_service_server::ObserverService;
 use crate::proto::{
-    GetNodeRequest, GetNodeResponse, GetTaskRequest, GetTaskResponse, GetUsageRequest,
-    GetUsageResponse, ListFilesRequest, ListFilesResponse, ListTasksRequest, ListTasksResponse,
-    ReadFileRequest, ReadFileResponse, ReadLogsRequest, ReadLogsResponse, WatchTasksRequest,
-    WatchTasksResponse, WatchUsageRequest, WatchUsageResponse,
+    ExplainTaskRequest, ExplainTaskResponse, GetNodeRequest, GetNodeResponse, GetTaskRequest,
+    GetTaskResponse, GetUsageRequest, GetUsageResponse, ListFilesRequest, ListFilesResponse,
+    ListTasksRequest, ListTasksResponse, ReadFileRequest, ReadFileResponse, ReadLogsRequest,
+    ReadLogsResponse, WatchTasksRequest, WatchTasksResponse, WatchUsageRequest, WatchUsageResponse,
 };
 use crate::request;
 use crate::task::TaskId;
@@ -91,6 +92,20 @@ impl ObserverService for Observe {
         let node = self.node.clone();
         let task = block(move || watch::view(&node.root, &id)).await?;
         Ok(Response::new(GetTaskResponse { task: Some(task) }))
+    }
+
+    async fn explain_task(
+        &self,
+        request: Request<ExplainTaskRequest>,
+    ) -> Result<Response<ExplainTaskResponse>, Status> {
+        let peer = Peer::of(&request)?;
+        let (id, _) = self.node.known(&peer, &request.get_ref().task_id)?;
+        let node = self.node.clone();
+        let explained = block(move || {
+            let place = watch::place(&node.root, &id)?;
+            explain(&node.root, &id, place).map_err(|error| status::of_observe(&error))
+        });
+        Ok(Response::new(ExplainTaskResponse { explanation: Some(explained.await?) }))
     }
 
     async fn watch_tasks(

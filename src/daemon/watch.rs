@@ -40,11 +40,20 @@ const MAX_PATTERN: usize = 1024;
 ///
 /// There is no such task, or it cannot be read now.
 pub(super) fn view(root: &Root, id: &TaskId) -> Result<TaskView, Status> {
+    let sight = observe::look(root, id, place(root, id)?);
+    Ok(sight.map_err(|error| status::of_observe(&error))?.view)
+}
+
+/// Where a task is kept.
+///
+/// # Errors
+///
+/// There is no such task.
+pub(super) fn place(root: &Root, id: &TaskId) -> Result<Place, Status> {
     // A task is moved once: the place where it ends is looked at last.
-    let place =
-        [Place::Active, Place::Finished].into_iter().find(|&place| root.task(place, id).exists());
-    let place = place.ok_or_else(|| status::no_task(id.as_str()))?;
-    Ok(observe::look(root, id, place).map_err(|error| status::of_observe(&error))?.view)
+    let mut places = [Place::Active, Place::Finished].into_iter();
+    let place = places.find(|&place| root.task(place, id).exists());
+    place.ok_or_else(|| status::no_task(id.as_str()))
 }
 
 /// Which tasks are meant.

@@ -16,20 +16,20 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::path::PathBuf;
 
 use super::acceptance::Acceptance;
 use super::control::{Control, Follower};
 use super::perform::Act;
-use super::sources::{Sources, Wake};
-use super::{CONTROL, Coordinator, Live, NUDGES, Options, Runner, RunnerError, doing};
-use crate::cgroup::{self, TaskCgroup, Unenforceable};
+use super::sources::Wake;
+use super::{CONTROL, Coordinator, Live, NUDGES, Options, Ready, Runner, RunnerError, doing};
+use crate::cgroup::{Base, FindError, TaskCgroup, Unenforceable};
 use crate::checkpoint::{Identity, ReadError, Reader, Recovery, Root, lock, tasks};
 use crate::failpoint::{Failpoint, hit};
 use crate::proto::record::Kind;
 use crate::proto::run_transition::State as Step;
 use crate::proto::{Containment, Launch, Record, VerdictReason};
 use crate::state::{Event, Leader, Phase, RunState, RunStep, Stamp, TaskState};
+use crate::sys::pidfd::ProcessId;
 use crate::sys::{clock, fds, pidfd, process};
 use crate::task::{TaskId, TaskSpec};
 
@@ -41,10 +41,9 @@ pub(super) const UNKNOWN_BACKSTOP: u64 = 100_000_000;
 
 impl Runner {
     /// Takes the lead of the task: locks and replays its stream.
-    pub(super) fn lead(options: Options) -> Result<Self, RunnerError> {
-        let Options { root, task, cgroup_base, follower, first: _ } = options;
-        let descriptors = fds::raise_limit().map_err(doing("raise the limit of descriptors"))?;
-        process::forget_children().map_err(doing("ignore SIGCHLD"))?;
+    pub(super) fn lead(ready: Ready, options: Options) -> Result<Self, RunnerError> {
+        let Options { root, task, follower, first: _ } = options;
+        let Ready { descriptors, sources, boot_id, me, base } = ready;
         let root = Root::new(root)?;
         let acceptance = Acceptance::new(follower.as_ref());
         let mut recovery = Recovery::open(&root, Identity::runner(task.clone()))?;
@@ -54,7 +53,6 @@ impl Runner {
         let (launch, state) = replay(&root, &task, &mut recovery)?;
         let recovered = recovery.finish()?;
         hit(Failpoint::RunnerReplayed).map_err(doing("pass a failpoint"))?;
-        let boot_id = clock::boot_id().map_err(doing("read the boot id"))?;
         let same_boot = state.leader().is_none_or(|last| last.boot_id == boot_id);
 
         std::env::set_current_dir(root.checkpoint(&task))
@@ -62,7 +60,6 @@ impl Runner {
         let control = Control::bind(CONTROL.as_ref()).map_err(doing("bind the control socket"))?;
         let nudges = fds::open_fifo(NUDGES.as_ref()).map_err(doing("open the nudge pipe"))?;
         hit(Failpoint::RunnerListening).map_err(doing("pass a failpoint"))?;
-        let sources = Sources::new().map_err(doing("make the epoll set"))?;
         sources.add(&control, Wake::Control).map_err(doing("watch the control socket"))?;
         sources.add(&nudges, Wake::Nudge).map_err(doing("watch the nudge pipe"))?;
 
@@ -72,7 +69,7 @@ impl Runner {
                 None
             }
             _ if state.phase().is_some_and(Phase::is_terminal) => None,
-            _ => Some(contain(&task, &launch, &state, cgroup_base)?),
+            _ => Some(contain(&task, &launch, &state, base)?),
         };
         hit(Failpoint::RunnerContained).map_err(doing("pass a failpoint"))?;
 
@@ -111,13 +108,12 @@ impl Runner {
             used: None,
         };
         if !runner.state.phase().is_some_and(Phase::is_terminal) {
-            runner.record_lead(recovered.dropped_bytes)?;
+            runner.record_lead(me, recovered.dropped_bytes)?;
         }
         Ok(runner)
     }
 
-    fn record_lead(&mut self, dropped_bytes: u64) -> Result<(), RunnerError> {
-        let me = process::own_id().map_err(doing("read the runner's own start time"))?;
+    fn record_lead(&mut self, me: ProcessId, dropped_bytes: u64) -> Result<(), RunnerError> {
         let leader = Leader {
             runner: me.into(),
             boot_id: self.boot_id.clone(),
@@ -402,7 +398,7 @@ fn contain(
     task: &TaskId,
     launch: &Launch,
     state: &TaskState,
-    base: Option<PathBuf>,
+    base: Option<Result<Base, FindError>>,
 ) -> Result<TaskCgroup, RunnerError> {
     let recorded = state.leader().and_then(|leader| leader.cgroup.as_deref());
     if let Some(path) = recorded
@@ -410,8 +406,7 @@ fn contain(
     {
         return Ok(cgroup);
     }
-    let explicit = Some(base.ok_or(RunnerError::NoBase)?);
-    let base = cgroup::find(&cgroup::Options { explicit })?;
+    let base = base.ok_or(RunnerError::NoBase)??;
     let (cgroup, applied) = base.task_for(task, state.spec())?;
     refuse_missing(launch, applied.unenforceable)?;
     Ok(cgroup)

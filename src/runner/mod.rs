@@ -23,6 +23,7 @@ mod enforcer;
 mod limits;
 mod pause;
 mod perform;
+mod ready;
 mod signal;
 mod sources;
 
@@ -51,6 +52,7 @@ use control::{Asked, Control, Follower, Reply};
 use limits::{Change, Making, Waiting};
 use pause::Pausing;
 use perform::Act;
+pub use ready::Ready;
 pub use sources::block_signals;
 use sources::{Sources, Wake};
 
@@ -77,8 +79,6 @@ pub struct Options {
     pub root: PathBuf,
     /// The task.
     pub task: TaskId,
-    /// Base cgroup, found by whoever started the runner; `None` where containment is none.
-    pub cgroup_base: Option<PathBuf>,
     /// Where each turn that recorded something is announced with one byte.
     pub follower: Option<OwnedFd>,
     /// A request that is heard before anything is decided.
@@ -261,9 +261,9 @@ impl Runner {
     /// # Errors
     ///
     /// [`RunnerError`]: the task goes on without a runner, and another one may take over.
-    pub fn run(mut options: Options) -> Result<Phase, RunnerError> {
+    pub fn run(ready: Ready, mut options: Options) -> Result<Phase, RunnerError> {
         let first = options.first.take().and_then(control::understand);
-        let mut runner = Self::lead(options)?;
+        let mut runner = Self::lead(ready, options)?;
         runner.attach()?;
         if let Some(asked) = first {
             runner.take(asked)?;

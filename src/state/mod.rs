@@ -2,6 +2,7 @@
 //!
 //! - [`TaskState::apply`] advances the state by one event; every legal move is there.
 //! - [`plan`] says what should happen next; it stops saying so once the record of it is applied.
+//! - [`explain`] says of each process why it is running, or is not, by the same rules.
 //! - Time comes in as a value. Recovery is replay followed by an ordinary turn.
 //!
 //! ```text
@@ -16,6 +17,7 @@
 //! one, of processes that are `final`, while it is FINALIZING.
 
 mod event;
+mod explain;
 mod plan;
 mod process;
 mod record;
@@ -24,6 +26,7 @@ mod task;
 mod tests;
 
 pub use event::{Event, KillStage, Outcome, ProcessId, RunEnd, RunStep, Stamp};
+pub use explain::{Why, explain};
 pub use plan::{Effect, plan, wake};
 pub use process::{Process, Run, RunState, Settled};
 pub use record::{RecordError, must_last};

@@ -83,11 +83,15 @@ fn pending_deadline(state: &TaskState) -> Option<u64> {
 
 /// T42.
 fn active(state: &TaskState, now: u64) -> Vec<Effect> {
-    let ended = state.kill().is_some() || state.regular.is_complete() || !state.is_healthy();
-    if ended {
+    if is_regular_over(state) {
         return vec![Effect::Enter(Phase::Cleaning)];
     }
     launches(state, &state.regular, now)
+}
+
+/// Whether nothing of the regular plan is to be started any more, be it that runs of it are live.
+pub(super) fn is_regular_over(state: &TaskState) -> bool {
+    state.kill().is_some() || state.regular.is_complete() || !state.is_healthy()
 }
 
 /// T43, T44: a run that is still FORKED gets its SIGTERM once it runs (D16).
@@ -103,12 +107,7 @@ fn cleaning(state: &TaskState, now: u64) -> Vec<Effect> {
 
 /// T45. Teardown comes before launches: nothing is started beside a run that is being killed.
 fn finalizing(state: &TaskState, now: u64) -> Vec<Effect> {
-    let plan = &state.finalizing;
-    let done = plan.is_complete() || plan.is_deadlocked();
-    let end = match is_over(state, now) {
-        true => Some(KillStage::Deadline),
-        false => done.then_some(KillStage::Teardown),
-    };
+    let end = finalizing_end(state, now);
     if end.is_some() && state.live_runs().next().is_none() {
         return vec![Effect::Enter(state.verdict())];
     }
@@ -116,7 +115,17 @@ fn finalizing(state: &TaskState, now: u64) -> Vec<Effect> {
     if end.is_some() || any_dying(state) {
         return effects;
     }
-    launches(state, plan, now)
+    launches(state, &state.finalizing, now)
+}
+
+/// Why finalizers that run are killed and none is started any more; `None` while some may be.
+pub(super) fn finalizing_end(state: &TaskState, now: u64) -> Option<KillStage> {
+    let plan = &state.finalizing;
+    let done = plan.is_complete() || plan.is_deadlocked();
+    match is_over(state, now) {
+        true => Some(KillStage::Deadline),
+        false => done.then_some(KillStage::Teardown),
+    }
 }
 
 fn terminations(state: &TaskState) -> impl Iterator<Item = Effect> {
@@ -137,7 +146,7 @@ fn dooms(state: &TaskState, end: Option<KillStage>) -> impl Iterator<Item = Effe
     })
 }
 
-fn any_dying(state: &TaskState) -> bool {
+pub(super) fn any_dying(state: &TaskState) -> bool {
     state.live_runs().any(|(_, _, run)| run.is_dying())
 }
 
@@ -145,10 +154,14 @@ fn any_dying(state: &TaskState) -> bool {
 /// First runs come in declared order. Later ones come in the order in which they fell due, so
 /// that a process that is run again and again leaves room for the others.
 fn launches(state: &TaskState, plan: &Plan, now: u64) -> Vec<Effect> {
-    let due = plan.delayed.range(..=(now, u32::MAX)).map(|&(_, process)| process);
-    let next = plan.ready.iter().copied().chain(due).take(capacity(state, plan));
     let run = |process: u32| state.processes()[process as usize].runs.len() as u32;
-    next.map(|process| Effect::Open { process, run: run(process) }).collect()
+    due(state, plan, now).map(|process| Effect::Open { process, run: run(process) }).collect()
+}
+
+/// The processes of `plan` that there is room to start, first those that come first.
+pub(super) fn due(state: &TaskState, plan: &Plan, now: u64) -> impl Iterator<Item = u32> {
+    let due = plan.delayed.range(..=(now, u32::MAX)).map(|&(_, process)| process);
+    plan.ready.iter().copied().chain(due).take(capacity(state, plan))
 }
 
 fn capacity(state: &TaskState, plan: &Plan) -> usize {

@@ -33,8 +33,8 @@ const PROBE_BOOTS_WITHIN: Duration = Duration::from_secs(5);
 /// What the guest needs beyond the deadline of a test to tell about it.
 const TELLS_WITHIN: Duration = Duration::from_secs(30);
 
-/// Parts that are done at the same time: a guest waits more than it works.
-const SIDE_BY_SIDE: usize = 2;
+/// Parts that are done at the same time, however many CPUs there are: a guest waits as much as it works.
+const SIDE_BY_SIDE: usize = 3;
 
 /// A machine that dies is booted again for the tests that are left; not more often than this.
 const BOOTS_AGAIN: usize = 3;

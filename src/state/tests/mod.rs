@@ -1,6 +1,7 @@
 //! The core under test: rules by subject, outcomes, and random tasks in virtual time.
 
 mod ending;
+mod explain;
 mod kills;
 mod order;
 mod outcomes;

@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 
 use prost::Message;
 
-use super::reference;
 use super::script::{Attempt, End, MS, OnTerm, Task};
+use super::{explain, reference};
 use crate::proto::{self, Record, Verdict, VerdictReason};
 use crate::state::{
     Effect, Event, KillStage, Leader, Outcome, Phase, ProcessId, Run, RunEnd, RunState, RunStep,
@@ -426,6 +426,7 @@ impl Sim {
             let effects = plan(&self.state, self.now);
             if self.checks_plans {
                 reference::check(self, &effects);
+                explain::check(&self.state, self.now, &effects);
             }
             if effects.is_empty() {
                 self.check_wake();

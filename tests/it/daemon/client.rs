@@ -659,3 +659,34 @@ fn a_shell_completes_commands_and_options_and_ids_of_tasks_that_the_command_take
     assert_eq!(terminal.finish().0, Some(0));
     end(&node);
 }
+
+/// Either way: by the daemon, and on the root.
+#[test]
+fn why_a_process_does_not_run_is_told() {
+    let node = Node::new();
+    let waits = task([p("a", "touch up; exec sleep 600"), p("b", "true"), p("c", "true")]);
+    let waits = waits.order(["a", "b"]);
+    assert_eq!(launch(&node, &waits, &[]).status, Some(0));
+    wait_until("it runs", || node.scene.sandbox().join("up").exists());
+
+    wait_until("c has ended", || {
+        node.scene.status()["processes"][2]["state"] == "PROCESS_STATE_SUCCESS"
+    });
+    let explained = ask(&node, &["explain", node.scene.id()]);
+    let of_b = ask(&node, &["explain", node.scene.id(), "b", "--output", "json"]);
+    let unknown = ask(&node, &["explain", node.scene.id(), "x"]);
+    let here = node.scene.dewar(&["explain", node.scene.id()]);
+
+    let text = format!(
+        "{} ACTIVE\n  a  run 0 runs\n  b  waits for a\n  c  run 0 succeeded\n",
+        node.scene.id()
+    );
+    assert_eq!((explained.status, explained.stdout), (Some(0), text.clone()));
+    let value = json(&of_b);
+    assert_eq!(value["processes"].as_array().unwrap().len(), 1);
+    assert_eq!(value["processes"][0]["reason"], "PROCESS_REASON_WAITS_FOR");
+    assert_eq!(value["processes"][0]["waitsFor"][0], "a");
+    assert_eq!(unknown.status, Some(2), "{unknown:?}");
+    assert_eq!((here.status, here.stdout), (Some(0), text));
+    end(&node);
+}

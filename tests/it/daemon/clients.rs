@@ -199,7 +199,7 @@ fn every_call_of_both_services_has_an_example() {
 
     let shown: BTreeSet<String> = examples().into_iter().filter_map(|of| of.method).collect();
 
-    assert_eq!(served.len(), 19, "{served:?}");
+    assert!(served.len() >= 20, "{served:?}");
     assert_eq!(shown, served);
 }
 

@@ -246,3 +246,28 @@ fn tasks_are_listed_by_label_and_state_page_by_page_and_removed() {
         node.runtime.block_on(runner.kill(kill)).unwrap();
     }
 }
+
+/// Whoever runs them starts their runners, however short they are and however late the daemon looks.
+#[test]
+fn the_short_tasks_of_others_get_no_runner_from_the_daemon() {
+    const TASKS: usize = 30;
+    let mut node = Node::new();
+    let file = node.scene.file("true.json", task([p("a", "true")]).text());
+    for number in 0..TASKS {
+        let id = format!("{}-{number}", node.scene.id());
+        let run = ["run", "--task-id", &id, file.to_str().unwrap()];
+        let told = node.scene.dewar(&run);
+        assert_eq!(told.status, Some(0), "{told:?}");
+    }
+    let filter = TaskFilter { states: vec![TaskState::Success.into()], ..TaskFilter::default() };
+    let all = ListTasksRequest { filter: Some(filter), ..ListTasksRequest::default() };
+    let mut observer = node.observer();
+    wait_until("all are known to be over", || {
+        let listed = node.runtime.block_on(observer.list_tasks(all.clone())).unwrap();
+        listed.into_inner().tasks.len() == TASKS
+    });
+
+    let log = std::fs::read_to_string(node.scene.path("daemon.log")).unwrap();
+
+    assert!(!log.contains("a runner was started"), "{log}");
+}
