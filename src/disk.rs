@@ -13,7 +13,6 @@
 #![allow(clippy::disallowed_methods, reason = "reads directories that a task controls")]
 
 use std::collections::HashSet;
-use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -284,15 +283,18 @@ impl Visitor for Count {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
     use std::fs::{self, File};
     use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+    use std::process::Command;
+    use std::time::Duration;
 
-    use nix::fcntl::{AT_FDCWD, OFlag, RenameFlags, renameat2};
+    use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
     use nix::mount::{MsFlags, mount};
     use nix::sched::{CloneFlags, unshare};
-    use nix::sys::stat::{Mode, mkdirat};
 
     use super::*;
+    use crate::gc::testing::{Scene, deepen};
     use crate::testing::{ORDINARY, TempDir, alone, is_root, ordinary, while_disturbed};
 
     /// Entries between two looks of a test at what it measures.
@@ -313,17 +315,6 @@ mod tests {
 
     fn blocks(path: &Path) -> u64 {
         fs::symlink_metadata(path).unwrap().blocks() * BLOCK
-    }
-
-    /// Makes `depth` directories, one in the other, each with a file, whatever the length of their path.
-    fn deep(top: &Path, depth: usize) {
-        let mut dir = open(top);
-        for _ in 0..depth {
-            mkdirat(&dir, c"d", Mode::S_IRWXU).unwrap();
-            let flags = OFlag::O_WRONLY | OFlag::O_CREAT;
-            drop(nix::fcntl::openat(&dir, c"f", flags, Mode::S_IRWXU).unwrap());
-            dir = nix::fcntl::openat(&dir, c"d", OFlag::O_RDONLY, Mode::empty()).unwrap();
-        }
     }
 
     #[test]
@@ -389,21 +380,25 @@ mod tests {
     #[test]
     fn a_tree_ten_thousand_deep_is_measured_with_few_descriptors() {
         alone(|| {
-            let temp = TempDir::new();
-            deep(temp.path(), 10_000);
+            let scene = Scene::of_many_files();
+            scene.over("t", Duration::ZERO);
+            let top = scene.sandbox("t");
+            fs::create_dir(&top).unwrap();
+            deepen(&top, 10_000);
             let few = nix::sys::resource::Resource::RLIMIT_NOFILE;
-            nix::sys::resource::setrlimit(few, 16, 16).unwrap();
+            nix::sys::resource::setrlimit(few, 24, 24).unwrap();
 
-            let usage = measured(temp.path());
+            let usage = measured(&top);
 
             assert_eq!((usage.inodes, usage.is_whole()), (20_001, true));
+            scene.erase("t").unwrap();
         });
     }
 
     /// Attack 19: many files. A slice looks at about as many entries as it was told to.
     #[test]
     fn many_files_are_measured_in_slices() {
-        let temp = TempDir::new();
+        let temp = TempDir::of_many_files();
         for n in 0..20 {
             fs::create_dir(temp.path().join(n.to_string())).unwrap();
             for m in 0..500 {
@@ -501,6 +496,55 @@ mod tests {
         });
     }
 
+    /// Runs a program, and says whether it worked.
+    fn does(program: &str, arguments: &[&OsStr]) -> bool {
+        let output = Command::new(program).args(arguments).output();
+        output.is_ok_and(|output| output.status.success())
+    }
+
+    /// Ask 30: exact, and cheap.
+    #[test]
+    fn a_project_that_begins_at_the_directory_is_asked_of_the_kernel() {
+        if !is_root() {
+            return;
+        }
+        alone(|| {
+            unshare(CloneFlags::CLONE_NEWNS).unwrap();
+            let none: Option<&str> = None;
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+            let temp = TempDir::new();
+            let (image, top) = (temp.path().join("image"), temp.path().join("mount"));
+            File::create(&image).unwrap().set_len(32 << 20).unwrap();
+            fs::create_dir(&top).unwrap();
+            let made =
+                does("mkfs.ext4", &["-qO".as_ref(), "quota,project".as_ref(), image.as_ref()]);
+            let options: [&OsStr; 4] =
+                ["-o".as_ref(), "loop,prjquota".as_ref(), image.as_ref(), top.as_ref()];
+            if !made || !does("mount", &options) {
+                return eprintln!("left out: no file system with project quotas can be made");
+            }
+            let sandbox = top.join("sandbox");
+            fs::create_dir(&sandbox).unwrap();
+            let give: [&OsStr; 4] = ["-p".as_ref(), "7".as_ref(), "+P".as_ref(), sandbox.as_ref()];
+            assert!(does("chattr", &give));
+            fs::create_dir(sandbox.join("sub")).unwrap();
+            for name in ["f", "sub/g"] {
+                fs::write(sandbox.join(name), vec![1; 1 << 20]).unwrap();
+            }
+            nix::unistd::syncfs(open(&top)).unwrap();
+
+            let (accounted, beneath) = (measured(&sandbox), measured(&sandbox.join("sub")));
+            let mut walk = Walk::new(open(&sandbox), None).unwrap();
+            let walked = finish(|| walk.go_on(SLICE));
+
+            nix::mount::umount(&top).unwrap();
+            assert_eq!(accounted.method, Method::Quota { project: 7 });
+            assert_eq!((accounted.bytes, accounted.inodes), (walked.bytes, walked.inodes));
+            assert_eq!((walked.inodes, walked.bytes >= 2 << 20), (4, true));
+            assert_eq!(beneath.method, Method::Walk, "the project does not begin there");
+        });
+    }
+
     /// A directory that is moved, and moved out, while the walk is in it: what is outside does not count, whatever `..` says.
     #[test]
     fn a_walk_that_is_moved_out_of_the_tree_counts_nothing_there() {
@@ -516,6 +560,7 @@ mod tests {
             assert_eq!(walk.go_on(1), None);
         }
 
+        fs::rename(&inner, other.path().join("c")).unwrap();
         fs::rename(temp.path().join("a/b"), other.path().join("b")).unwrap();
         let usage = finish(|| walk.go_on(SLICE));
 

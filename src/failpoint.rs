@@ -1,4 +1,4 @@
-//! Named points between two effects of runner and coordinator, at which a test stops or fails them.
+//! Named points between two effects, at which a test stops or fails them.
 //!
 //! They exist in builds with debug assertions only; in a release build [`hit`] is nothing.
 //!
@@ -124,6 +124,20 @@ failpoints! {
     CoordinatorFlushEnded = "coordinator::flush-ended",
     /// The end was written; the coordinator still lives.
     CoordinatorEnded = "coordinator::ended",
+    /// A task that is over is locked, to be removed.
+    RemoveLocked = "remove::locked",
+    /// The files of its sandbox are erased; its logs are not.
+    RemoveData = "remove::data",
+    /// Its logs are erased; its sandbox is still there.
+    RemoveLogs = "remove::logs",
+    /// Its sandbox is removed; nothing of its checkpoint is.
+    RemoveSandbox = "remove::sandbox",
+    /// Its checkpoint is removed but for the runner's stream; it is still among the finished ones.
+    RemoveStreams = "remove::streams",
+    /// It is not among the finished ones any more; its stream is there.
+    RemoveFinished = "remove::finished",
+    /// Its stream is removed; the directory is there.
+    RemoveStream = "remove::stream",
 }
 
 /// Passes `point`: `Ok` unless a test armed it with an errno.

@@ -28,6 +28,9 @@ use crate::sys::socket::{Datagram, Peer};
 use crate::sys::{clock, clone, fds, fs, limit, signal, socket};
 use crate::task::TaskId;
 
+/// Times that the stream of a new task is tried to be made.
+const STREAM_TRIES: u32 = 8;
+
 /// Why a task was not launched. Nothing was started, but for [`LaunchError::Uncertain`].
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
@@ -176,8 +179,7 @@ fn accept_undurably(root: &Root, task: &TaskId, launch: &Launch) -> Result<Accep
     if let Some(accepted) = known(root, task, launch)? {
         return Ok(accepted);
     }
-    root.create_checkpoint(task)?;
-    let Some(mut writer) = create_stream(root, task)? else {
+    let Some(mut writer) = make_stream(root, task)? else {
         return known(root, task, launch)?.ok_or_else(|| held(task, "another launch"));
     };
     match write(root, task, launch, &mut writer) {
@@ -192,6 +194,27 @@ fn accept_undurably(root: &Root, task: &TaskId, launch: &Launch) -> Result<Accep
     }
 }
 
+/// Makes the stream of a task in a directory of its own, as [`create_stream`] does. Whoever removes the last task of this id, or sweeps what is
+/// left of it, may remove the empty directory meanwhile.
+fn make_stream(root: &Root, task: &TaskId) -> Result<Option<Writer>, LaunchError> {
+    let mut tries = 1;
+    loop {
+        let directory = root.create_checkpoint(task).map_err(LaunchError::from);
+        match directory.and_then(|()| create_stream(root, task)) {
+            Err(error) if tries < STREAM_TRIES && is_missing(&error) => tries += 1,
+            made => return made,
+        }
+    }
+}
+
+fn is_missing(error: &LaunchError) -> bool {
+    match error {
+        LaunchError::Root(RootError::Io(error)) | LaunchError::Io(error) => error.is_missing(),
+        LaunchError::Open(OpenError::Read(ReadError::Missing { .. })) => true,
+        _ => false,
+    }
+}
+
 /// The streams of tasks that this process accepts right now.
 static ACCEPTING: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
@@ -200,10 +223,11 @@ static ACCEPTED: Condvar = Condvar::new();
 
 /// The turn of one thread to accept a task of an id. The lock of a stream is the process': it does not keep our threads
 /// apart, and one that merely opens and closes the stream drops the lock of another (fcntl(2)).
-struct Turn(PathBuf);
+pub(crate) struct Turn(PathBuf);
 
 impl Turn {
-    fn wait(stream: PathBuf) -> Self {
+    /// Waits for it.
+    pub(crate) fn wait(stream: PathBuf) -> Self {
         // A thread that panicked has left the set as whole as any other.
         let accepting = ACCEPTING.lock().unwrap_or_else(PoisonError::into_inner);
         let mut accepting = ACCEPTED

@@ -31,6 +31,7 @@
 //! - [`view`]: what is told about a task, made from its records alone
 //! - [`usage`]: what several runs used together
 //! - [`remove`]: removes what is kept of a task that is over
+//! - [`gc`]: which of them are removed by themselves, and when
 //! - [`observe`]: reads and follows the streams for that
 //! - [`explain`]: says why each process is running, or is not
 //! - [`meter`]: samples what a task uses, and adds up what is recorded
@@ -65,6 +66,7 @@ pub mod exec;
 pub mod explain;
 pub mod failpoint;
 pub mod files;
+pub mod gc;
 pub mod identity;
 pub mod launch;
 pub mod logs;

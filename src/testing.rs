@@ -129,10 +129,20 @@ pub(crate) struct TempDir(PathBuf);
 impl TempDir {
     /// Makes it, open to everybody.
     pub(crate) fn new() -> Self {
+        Self::beneath(&env::temp_dir())
+    }
+
+    /// One for very many files, in memory where there is a disk of memory.
+    pub(crate) fn of_many_files() -> Self {
+        let memory = Path::new("/dev/shm");
+        if memory.is_dir() { Self::beneath(memory) } else { Self::new() }
+    }
+
+    fn beneath(parent: &Path) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("dewar-test-{}-{number}", std::process::id());
-        let path = env::temp_dir().canonicalize().unwrap().join(name);
+        let path = parent.canonicalize().unwrap().join(name);
         std::fs::create_dir(&path).unwrap();
         Self(path)
     }

@@ -124,11 +124,6 @@ impl Tree {
         Ok(Self { top, mount: stat.mount, here, is_reopened: false, levels, buffer })
     }
 
-    /// The top.
-    pub(crate) fn top(&self) -> BorrowedFd<'_> {
-        self.top.as_fd()
-    }
-
     /// Goes on past about `entries` entries, and says whether there may be more.
     pub(crate) fn go_on(&mut self, entries: usize, visitor: &mut impl Visitor) -> Progress {
         let mut done = 0;

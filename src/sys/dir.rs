@@ -197,8 +197,7 @@ mod tests {
         for n in 0..100 {
             fs::write(temp.path().join(n.to_string()), "").unwrap();
         }
-        let (first, second) =
-            (File::open(temp.path()).unwrap(), File::open(temp.path()).unwrap());
+        let (first, second) = (File::open(temp.path()).unwrap(), File::open(temp.path()).unwrap());
         let mut buffer = [0; 512];
         let entries: Vec<_> = read(first.as_fd(), &mut buffer).unwrap().collect();
         let (read_before, place) = (entries.len(), entries.last().unwrap().next);

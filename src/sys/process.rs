@@ -22,6 +22,25 @@ pub fn kernel_release() -> String {
     release.trim_end().to_owned()
 }
 
+/// Lets this thread have CPU and disk that nobody else wants: nice 19 (setpriority(2): of a thread on Linux), and the idle class of
+/// ioprio_set(2) where the scheduler of the disk knows it.
+///
+/// # Errors
+///
+/// Those of setpriority(2) and ioprio_set(2).
+pub fn yield_to_others() -> io::Result<()> {
+    /// IOPRIO_WHO_PROCESS of linux/ioprio.h.
+    const THREAD: libc::c_int = 1;
+    /// IOPRIO_CLASS_IDLE there, shifted by IOPRIO_CLASS_SHIFT.
+    const IDLE: libc::c_int = 3 << 13;
+    // SAFETY: both calls take integers; 0 is the calling thread.
+    unsafe {
+        super::check(libc::setpriority(libc::PRIO_PROCESS, 0, 19).into())?;
+        super::check(libc::syscall(libc::SYS_ioprio_set, THREAD, 0, IDLE))?;
+    }
+    Ok(())
+}
+
 /// Orphans of this process' descendants become its children from now on (prctl(2), PR_SET_CHILD_SUBREAPER).
 ///
 /// # Errors

@@ -62,13 +62,7 @@ pub fn of_project(file: BorrowedFd<'_>, project: u32) -> Result<Accounted, Errno
     let mut told = MaybeUninit::<libc::dqblk>::zeroed();
     // SAFETY: Q_GETQUOTA writes one `struct if_dqblk` of linux/quota.h, which `libc::dqblk` is laid out as.
     check(unsafe {
-        libc::syscall(
-            libc::SYS_quotactl_fd,
-            file.as_raw_fd(),
-            command,
-            project,
-            told.as_mut_ptr(),
-        )
+        libc::syscall(libc::SYS_quotactl_fd, file.as_raw_fd(), command, project, told.as_mut_ptr())
     })?;
     // SAFETY: every field is an integer, for which the zeros that it began with are a value, too.
     let told = unsafe { told.assume_init() };

@@ -59,9 +59,10 @@ pub(super) fn all() -> Vec<String> {
     names.lines().map(str::to_owned).collect()
 }
 
-/// Points of runner and coordinator; those of whoever accepts a task are in `accept.rs`.
+/// Points of runner and coordinator; those of whoever accepts a task are in `accept.rs`, of whoever removes it in `remove.rs`.
 fn points() -> Vec<String> {
-    all().into_iter().filter(|name| !name.starts_with("accept::")).collect()
+    let other = |name: &String| name.starts_with("accept::") || name.starts_with("remove::");
+    all().into_iter().filter(|name| !other(name)).collect()
 }
 
 /// How often the undisturbed task passes each point.
