@@ -15,6 +15,7 @@ use super::completion;
 #[cfg(feature = "net")]
 use crate::client::Address;
 use crate::control::REASON_MAX;
+use crate::gc::{Amount, Limits};
 
 const ABOUT: &str = "\
 Runs tasks, each a set of processes in their order, in cgroup v2, and never loses track of one.";
@@ -81,6 +82,8 @@ pub(super) enum Command {
     Exec(Exec),
     /// Remove what is kept of tasks that have ended.
     Remove(Remove),
+    /// Remove what is kept of tasks that have ended, the oldest first, as limits say.
+    Gc(Gc),
     /// Print a checkpoint stream.
     Read(Read),
     /// Check a task file, and show the task and its plan.
@@ -132,6 +135,9 @@ pub(super) struct Serve {
 
     #[command(flatten)]
     pub(super) tls: Tls,
+
+    #[command(flatten)]
+    pub(super) gc: ServeGc,
 
     /// How the log is written to standard error
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
@@ -628,6 +634,142 @@ pub(super) struct Remove {
     pub(super) sandbox: bool,
 }
 
+const GC_EXAMPLES: &str = "\
+Examples:
+  dewar gc --max-age 2d12h                        what ended more than two days and a half ago
+  dewar gc --max-space 20G --max-tasks 1000       the oldest, until the others are within both limits
+  dewar gc --min-free 10% --min-free-inodes 5%    the oldest, until so much of the file system is free
+  dewar gc --max-age 1d --delete data 'web-.*'    only the files of web tasks: status and logs stay
+  dewar gc --max-tasks 100 --dry-run              tell what would go
+
+Of tasks that match a REGEX, or of all. Removed are sandboxes in <root>/sandboxes alone; never a task that has not ended, or ended
+a moment ago. `dewar serve --gc-max-age` and the like do the same all the time; `dewar remove` removes tasks by name.";
+
+/// `dewar gc`.
+#[derive(Debug, Args)]
+#[command(after_help = GC_EXAMPLES)]
+#[command(group(clap::ArgGroup::new("limit").multiple(true).required(true)))]
+pub(super) struct Gc {
+    /// Patterns of task ids; none: all tasks
+    #[arg(value_name = "REGEX", add = ArgValueCompleter::new(completion::finished))]
+    pub(super) patterns: Vec<String>,
+
+    /// Where the tasks are.
+    #[command(flatten)]
+    pub(super) root: RootArg,
+
+    /// Remove what ended longer ago than this, such as 2d5h [default: no limit]
+    #[arg(long, value_name = "TIME", value_parser = age, group = "limit")]
+    pub(super) max_age: Option<Duration>,
+
+    /// Remove the oldest until no more tasks are left that have ended [default: no limit]
+    #[arg(long, value_name = "N", group = "limit")]
+    pub(super) max_tasks: Option<u64>,
+
+    /// Remove the oldest until the others take no more space than this, such as 20G; what counts is what --delete names
+    /// [default: no limit]
+    #[arg(long, value_name = "SIZE", value_parser = size, group = "limit")]
+    pub(super) max_space: Option<u64>,
+
+    /// Remove the oldest until so much of the file system is free: 10% or a size [default: no limit]
+    #[arg(long, value_name = "SIZE", value_parser = amount, group = "limit")]
+    pub(super) min_free: Option<Amount>,
+
+    /// Remove the oldest until so many inodes of the file system are free: 10% or a number [default: no limit]
+    #[arg(long, value_name = "N", value_parser = amount, group = "limit")]
+    pub(super) min_free_inodes: Option<Amount>,
+
+    /// Never remove what ended less long ago, so that whoever launched it can learn how it ended
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = age)]
+    pub(super) keep_at_least: Duration,
+
+    /// What of a task is removed: its files, its logs in the sandbox, and all that is known of it; the last only with the other two
+    #[arg(long, value_enum, value_name = "PART", value_delimiter = ',', default_values = ["data", "logs", "metadata"])]
+    pub(super) delete: Vec<Part>,
+
+    /// Remove tasks whose checkpoint is damaged, too [default: keep them]
+    #[arg(long)]
+    pub(super) corrupt: bool,
+
+    /// Tell what would be removed, and remove nothing [default: remove it]
+    #[arg(long)]
+    pub(super) dry_run: bool,
+
+    /// What is printed of each task
+    #[arg(long, value_enum, value_name = "FORM", default_value = "text")]
+    pub(super) output: Output,
+}
+
+impl Gc {
+    /// Its limits.
+    pub(super) fn limits(&self) -> Limits {
+        let Self { max_age, max_space, max_tasks, min_free, min_free_inodes, .. } = *self;
+        let Self { keep_at_least, corrupt, .. } = *self;
+        Limits { max_age, max_space, max_tasks, min_free, min_free_inodes, keep_at_least, corrupt }
+    }
+}
+
+/// What is kept of a task that has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Part {
+    /// The files of its sandbox, but for the logs.
+    Data,
+    /// Its logs.
+    Logs,
+    /// Its checkpoint.
+    Metadata,
+}
+
+/// When the daemon removes tasks that have ended.
+#[cfg(feature = "net")]
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Garbage collection: off without any of the first five")]
+pub(super) struct ServeGc {
+    /// Remove what ended longer ago than this, such as 2d5h [default: no limit]
+    #[arg(long, value_name = "TIME", value_parser = age)]
+    pub(super) gc_max_age: Option<Duration>,
+
+    /// Remove the oldest until no more tasks are left that have ended [default: no limit]
+    #[arg(long, value_name = "N")]
+    pub(super) gc_max_tasks: Option<u64>,
+
+    /// Remove the oldest until the others take no more space than this, such as 20G [default: no limit]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(super) gc_max_space: Option<u64>,
+
+    /// Remove the oldest until so much of the file system is free: 10% or a size [default: no limit]
+    #[arg(long, value_name = "SIZE", value_parser = amount)]
+    pub(super) gc_min_free: Option<Amount>,
+
+    /// Remove the oldest until so many inodes of the file system are free: 10% or a number [default: no limit]
+    #[arg(long, value_name = "N", value_parser = amount)]
+    pub(super) gc_min_free_inodes: Option<Amount>,
+
+    /// Never remove what ended less long ago, so that whoever launched it can learn how it ended
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = age)]
+    pub(super) gc_keep_at_least: Duration,
+
+    /// Remove tasks whose checkpoint is damaged, too [default: keep them]
+    #[arg(long)]
+    pub(super) gc_corrupt: bool,
+}
+
+#[cfg(feature = "net")]
+impl ServeGc {
+    /// Its limits.
+    pub(super) fn limits(&self) -> Limits {
+        Limits {
+            max_age: self.gc_max_age,
+            max_space: self.gc_max_space,
+            max_tasks: self.gc_max_tasks,
+            min_free: self.gc_min_free,
+            min_free_inodes: self.gc_min_free_inodes,
+            keep_at_least: self.gc_keep_at_least,
+            corrupt: self.gc_corrupt,
+        }
+    }
+}
+
 const UPDATE_EXAMPLES: &str = "\
 Examples:
   dewar update web-1 ram=256MB cpu_limit=1.5     the task as a whole, from now on
@@ -1023,6 +1165,54 @@ fn interval(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// A time of several parts such as `2d5h`, or of one.
+fn age(text: &str) -> Result<Duration, String> {
+    let mut rest = text;
+    let mut sum = Duration::ZERO;
+    while !rest.is_empty() {
+        let is_number = |c: char| c.is_ascii_digit() || c == '.';
+        let unit = rest.find(|c| !is_number(c)).unwrap_or(rest.len());
+        let end = rest[unit..].find(is_number).map_or(rest.len(), |length| unit + length);
+        sum = sum.checked_add(duration(&rest[..end])?).ok_or("is too long")?;
+        rest = &rest[end..];
+    }
+    if text.is_empty() { Err("expected a time such as 10m or 2d5h".to_owned()) } else { Ok(sum) }
+}
+
+/// A number of bytes such as `20G`, `1.5GiB`, `500MB`, with powers of 1024 as in a task file.
+fn size(text: &str) -> Result<u64, String> {
+    const EXPECTED: &str = "expected a size such as 500M or 20G";
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let power = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        _ => return Err(format!("unknown unit {unit:?}: {EXPECTED}")),
+    };
+    let number: f64 = number.parse().map_err(|_| EXPECTED)?;
+    let bytes = number * (1u64 << power) as f64;
+    // Beyond, one byte is not told from the next.
+    if bytes < (1u64 << 53) as f64 * 1024.0 {
+        Ok(bytes as u64)
+    } else {
+        Err("is too large".to_owned())
+    }
+}
+
+/// A share such as `10%`, or a number, with a unit if it is of bytes.
+fn amount(text: &str) -> Result<Amount, String> {
+    let Some(percent) = text.strip_suffix('%') else { return size(text).map(Amount::Number) };
+    match percent.parse::<f64>() {
+        Ok(share) if (0.0..=100.0).contains(&share) => {
+            Ok(Amount::Share((share * 100.0).round() as u16))
+        }
+        _ => Err("expected 0% to 100%".to_owned()),
+    }
+}
+
 /// A time such as `500ms`, `10s`, `1.5s`, `2m`, `1h`, `1d`; a bare number is seconds.
 fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
@@ -1126,6 +1316,42 @@ mod tests {
             Err("unknown unit \"e30h\": expected ms, s, m, h or d".into())
         );
         assert_eq!(duration(&format!("{}h", "9".repeat(30))), Err("is too long".into()));
+    }
+
+    #[test]
+    fn an_age_may_have_several_parts() {
+        let parsed = |text| age(text).map(|age| age.as_secs());
+
+        assert_eq!(parsed("2d5h"), Ok(190_800));
+        assert_eq!(parsed("1h30m10s"), Ok(5_410));
+        assert_eq!(parsed("90"), Ok(90));
+        for text in ["", "d", "2d5x", "5h 3m"] {
+            assert!(parsed(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_have_binary_units_and_may_be_shares() {
+        assert_eq!(size("20G"), Ok(20 << 30));
+        assert_eq!(size("1.5KiB"), Ok(1536));
+        assert_eq!(size("7"), Ok(7));
+        for text in ["", "G", "5X", "-1", "9999999T"] {
+            assert!(size(text).is_err(), "{text}");
+        }
+        assert_eq!(amount("10%"), Ok(Amount::Share(1000)));
+        assert_eq!(amount("0.5%"), Ok(Amount::Share(50)));
+        assert_eq!(amount("1M"), Ok(Amount::Number(1 << 20)));
+        for text in ["101%", "-1%", "%", "x%"] {
+            assert!(amount(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn garbage_is_not_collected_without_a_limit() {
+        let kind = |line| parse(line).unwrap_err().kind();
+        assert_eq!(kind("dewar gc"), ErrorKind::MissingRequiredArgument);
+        assert_eq!(kind("dewar gc web-.*"), ErrorKind::MissingRequiredArgument);
+        assert!(parse("dewar gc --max-age 2d5h --delete data,logs web-.*").is_ok());
     }
 
     #[test]

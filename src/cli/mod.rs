@@ -27,6 +27,7 @@ mod explain;
 mod failure;
 mod file;
 mod follow;
+mod gc;
 #[cfg(feature = "net")]
 mod health;
 mod inspect;
@@ -134,6 +135,7 @@ fn dispatch(command: &Command) -> Result<u8, Failure> {
         #[cfg(feature = "net")]
         Command::Exec(args) => exec::run(args),
         Command::Remove(args) => remove::run(args),
+        Command::Gc(args) => gc::run(args),
         Command::Read(args) => read::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Completion(args) => completion::run(args),

@@ -23,6 +23,7 @@ pub(super) fn run(args: &Serve) -> Result<u8, Failure> {
         admins: Admins::group(&args.group),
         cgroup_base: args.cgroup_base.clone(),
         tls: tls(&args.tls),
+        gc: args.gc.limits(),
     };
     daemon::serve(options).map_err(|error| Failure::unavailable(&error))?;
     Ok(status::SUCCESS)

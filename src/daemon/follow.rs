@@ -4,7 +4,7 @@
 //! A runner that dies before its task is over is replaced, at once the first time, and with growing pauses if that does not help. A task
 //! that appeared is somebody's who starts a runner for it right now: it gets time to listen, before one is started from here.
 
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -201,6 +201,21 @@ impl Tasks {
         Ok(())
     }
 
+    /// Forgets tasks that are not on disk any more, whose removal was not told.
+    fn miss_removed(&self) -> io::Result<()> {
+        let tasks = observe::list(self.registry.root()).map_err(io::Error::other)?;
+        let there: HashSet<_> = tasks.into_iter().map(|(id, _)| id).collect();
+        let mut gone = Vec::new();
+        self.registry.each(None, |id, _| {
+            if !there.contains(id) {
+                gone.push(id.clone());
+            }
+            true
+        });
+        gone.iter().for_each(|id| self.registry.removed(id));
+        Ok(())
+    }
+
     fn run(&mut self, door: &Door) {
         let mut events = [EpollEvent::empty(); 256];
         loop {
@@ -257,7 +272,7 @@ impl Tasks {
             };
             for event in events {
                 if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
-                    if let Err(error) = self.scan(false) {
+                    if let Err(error) = self.scan(false).and_then(|()| self.miss_removed()) {
                         tracing::error!(%error, "read the tasks again");
                     }
                     continue;

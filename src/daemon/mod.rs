@@ -6,6 +6,7 @@
 //! | file | question |
 //! |---|---|
 //! | `registry.rs` | which tasks are there, and what happened lately? |
+//! | `gc.rs` | when is garbage collected? |
 //! | `follow.rs` | how is it known? One thread, asleep until a runner nudges or a task appears |
 //! | `listen.rs` | who may connect, and who is it? |
 //! | `tcp.rs`, `subject.rs` | the same over TCP, by certificates |
@@ -20,6 +21,7 @@ mod counts;
 mod exec;
 mod files;
 mod follow;
+mod gc;
 mod launch;
 mod listen;
 mod logs;
@@ -90,6 +92,8 @@ pub struct Options {
     pub cgroup_base: Option<PathBuf>,
     /// TCP, beside the socket.
     pub tls: Option<TlsOptions>,
+    /// When tasks that are over are removed by themselves; without any limit, never.
+    pub gc: crate::gc::Limits,
 }
 
 /// Why nothing is served.
@@ -158,7 +162,7 @@ pub(crate) struct Node {
 ///
 /// [`ServeError`]. Tasks are not touched by any.
 pub fn serve(options: Options) -> Result<(), ServeError> {
-    let Options { root, socket, socket_mode, admins, cgroup_base, tls } = options;
+    let Options { root, socket, socket_mode, admins, cgroup_base, tls, gc } = options;
     limit::raise_open_files().map_err(ServeError::sys("raise RLIMIT_NOFILE"))?;
     root.create()?;
     let _only = only_one(&root)?;
@@ -172,6 +176,7 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
     let registry = Registry::new(root.clone());
     let follower = follow::start(&registry, cgroup_base.clone())
         .map_err(ServeError::sys("follow the tasks"))?;
+    let keeper = gc::start(&root, gc).map_err(ServeError::sys("collect garbage"))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -215,6 +220,7 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
         run(node, incoming, stop).await
     });
     runtime.shutdown_timeout(Duration::from_secs(1));
+    drop(keeper);
     drop(follower);
     served
 }

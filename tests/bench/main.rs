@@ -6,6 +6,7 @@
 
 #[cfg(feature = "net")]
 mod daemon;
+mod gc;
 mod usage;
 
 use std::fs;
@@ -40,6 +41,7 @@ const PARTS: &[(&str, Measure)] = &[
     ("samples", usage::samples),
     ("thousand", |_| usage::thousand_tasks()),
     ("kill", usage::kill),
+    ("gc", gc::gc),
     #[cfg(feature = "net")]
     ("calls", daemon::calls),
     #[cfg(feature = "net")]

@@ -9,6 +9,7 @@ mod accept;
 mod bench;
 mod disk;
 mod points;
+mod remove;
 mod storm;
 mod takeover;
 mod tasks;

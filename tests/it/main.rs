@@ -15,6 +15,7 @@ mod ending;
 mod examples;
 mod exec;
 mod files;
+mod gc;
 mod identity;
 mod logs;
 mod order;

@@ -82,6 +82,7 @@ const IN_A_GUEST: &[&str] = &[
     "daemon::",
     "ending::",
     "exec::",
+    "gc::",
     "identity::",
     "outcomes::",
     "pause::",

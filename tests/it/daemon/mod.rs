@@ -4,6 +4,7 @@ mod attacks;
 mod client;
 mod clients;
 mod exec;
+mod gc;
 mod health;
 mod node;
 mod reading;
