@@ -546,3 +546,28 @@ fn ended(nudges: &OwnedFd) -> bool {
         Err(_) => true,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gc::testing::Scene;
+    use crate::remove;
+
+    /// What the queue of inotify has no room for: the removal of very many tasks.
+    #[test]
+    fn tasks_whose_removal_was_not_told_are_missed_by_looking() {
+        let scene = Scene::new();
+        let ids = ["a", "b"].map(|id| scene.over(id, Duration::from_secs(1)));
+        let registry = Registry::new(scene.root.clone());
+        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).unwrap();
+        let door = Door { commands: Mutex::default(), wake };
+        let mut tasks = Tasks::new(registry.clone(), None, &door).unwrap();
+        tasks.scan(true).unwrap();
+        assert!(ids.iter().all(|id| registry.knows(id)));
+        remove::remove(&scene.root, &ids[0], true).unwrap();
+
+        tasks.scan(false).and_then(|()| tasks.miss_removed()).unwrap();
+
+        assert!(!registry.knows(&ids[0]) && registry.knows(&ids[1]));
+    }
+}

@@ -11,7 +11,7 @@
 //! else by wall clock, and zero if that says that the end is still to come.
 #![allow(clippy::disallowed_methods, reason = "reads and removes files of tasks")]
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
@@ -25,7 +25,7 @@ use nix::sys::statvfs::fstatvfs;
 use super::policy::{self, Finished, Free, Limits, Size, Sizes, Space, Victim};
 use crate::causes::chain;
 use crate::checkpoint::paths::Place;
-use crate::checkpoint::{IoError, Root};
+use crate::checkpoint::{IoError, OpenError, Root};
 use crate::disk::{DiskUsage, Walk};
 use crate::remove::{self, DIRECTORY, Erased, Go, Over, Parts, Removal, RemoveError, Used};
 use crate::state::Stamp;
@@ -40,6 +40,10 @@ const BATCH: usize = 64;
 const SLICE: usize = 1000;
 /// Time until a task is tried again that could not be removed.
 const RETRY: Duration = Duration::from_secs(3600);
+/// The same of one that somebody held: that passes.
+const HELD: Duration = Duration::from_secs(10);
+/// Age of a task whose runner may be about to leave, and is waited for.
+const YOUNG: Duration = Duration::from_secs(10);
 
 /// Why no garbage is collected.
 #[derive(Debug, thiserror::Error)]
@@ -91,7 +95,7 @@ pub enum Told<'a> {
         /// What hinders.
         error: &'a RemoveError,
     },
-    /// Nothing is known of it, so it stays.
+    /// Nothing is known of it, so it stays; told once.
     Unread {
         /// The task.
         id: &'a TaskId,
@@ -124,6 +128,8 @@ pub struct Collector {
     parts: Parts,
     boot_id: String,
     known: HashMap<TaskId, Known>,
+    /// Tasks of which was told that they cannot be read.
+    unread: HashSet<TaskId>,
 }
 
 /// What is known of a task that is over.
@@ -136,8 +142,8 @@ struct Known {
     /// Its log directory, beneath the sandbox.
     logs: Option<CString>,
     sizes: Option<Sizes>,
-    /// When it was tried, and could not be removed: CLOCK_BOOTTIME, nanoseconds.
-    stuck: Option<u64>,
+    /// Until when it is not tried again, since it could not be removed: CLOCK_BOOTTIME, nanoseconds; 0 if it was not tried.
+    stuck_until: u64,
     /// Whether nothing is there of what would be removed.
     is_done: bool,
 }
@@ -162,7 +168,8 @@ impl Collector {
     pub fn new(root: Root, limits: Limits, parts: Parts) -> Result<Self, GcError> {
         let boot_id =
             clock::boot_id().map_err(|error| GcError::Sys { call: "read the boot id", error })?;
-        Ok(Self { root, limits, parts, boot_id, known: HashMap::new() })
+        let (known, unread) = (HashMap::new(), HashSet::new());
+        Ok(Self { root, limits, parts, boot_id, known, unread })
     }
 
     /// Removes the tasks that go, of those that are `wanted`; `go` is asked between slices of the work.
@@ -225,13 +232,19 @@ impl Collector {
         let mut ids = self.root.list(Place::Finished)?;
         ids.retain(|id| wanted(id));
         let mut before = std::mem::take(&mut self.known);
+        let told = std::mem::take(&mut self.unread);
         for id in ids {
             let known = before.remove(&id).map(Ok).unwrap_or_else(|| self.look(&id));
             match known {
                 Ok(known) => drop(self.known.insert(id, known)),
                 // It was removed since it was listed.
                 Err(_) if !self.root.task(Place::Finished, &id).exists() => {}
-                Err(error) => tell(Told::Unread { id: &id, error }),
+                Err(error) => {
+                    if !told.contains(&id) {
+                        tell(Told::Unread { id: &id, error });
+                    }
+                    self.unread.insert(id);
+                }
             }
         }
         Ok(())
@@ -255,7 +268,7 @@ impl Collector {
             is_at_home: over.is_at_home(&self.root, id),
             logs: over.logs(),
             sizes: None,
-            stuck: None,
+            stuck_until: 0,
             is_done: false,
         };
         known.is_done = !self.parts.metadata && !self.has_files(id, &known);
@@ -456,8 +469,13 @@ impl Collector {
         used: &Used,
         go: Go<'_>,
     ) -> Result<Option<(Removal, Erased)>, RemoveError> {
-        let Some(removal) = Removal::begin(&self.root, &victim.task.id)? else { return Ok(None) };
-        let known = self.known.get(&victim.task.id);
+        let id = &victim.task.id;
+        let begun = match victim.task.age < YOUNG {
+            true => remove::begin_patiently(&self.root, id)?,
+            false => Removal::begin(&self.root, id)?,
+        };
+        let Some(removal) = begun else { return Ok(None) };
+        let known = self.known.get(id);
         let is_the_same = known.is_some_and(|known| known.is_of(removal.over()));
         if !is_the_same {
             return Ok(None);
@@ -467,9 +485,12 @@ impl Collector {
     }
 
     fn left(&mut self, victim: &Victim, error: &RemoveError, tell: Tell<'_>, round: &mut Round) {
+        let is_held = matches!(error, RemoveError::Open(OpenError::Held { .. }));
+        let pause = if is_held { HELD } else { RETRY };
         if let Some(known) = self.known.get_mut(&victim.task.id) {
+            known.stuck_until = clock::now().boot + pause.as_nanos() as u64;
             // What is left of it is to be measured anew.
-            (known.stuck, known.sizes) = (Some(clock::boot_nanos()), None);
+            known.sizes = None;
         }
         round.left += 1;
         tell(Told::Left { victim, error });
@@ -518,8 +539,8 @@ impl Known {
 
     /// How long it is not tried again.
     fn stuck_for(&self, now: Stamp) -> Option<Duration> {
-        let since = Duration::from_nanos(now.boot.saturating_sub(self.stuck?));
-        RETRY.checked_sub(since).filter(|left| !left.is_zero())
+        let left = self.stuck_until.saturating_sub(now.boot);
+        (left > 0).then(|| Duration::from_nanos(left))
     }
 }
 
@@ -818,6 +839,36 @@ mod tests {
         );
         assert_eq!(removed, 40, "{told:?}");
         assert!(scene.ids().is_empty());
+    }
+
+    /// A runner that has just filed its task away, and goes.
+    #[test]
+    fn who_holds_a_task_that_has_just_ended_is_waited_for_and_else_tried_soon() {
+        let scene = Scene::new();
+        let hold = |id: &str| {
+            let stream = crate::checkpoint::Identity::runner(id_of(id));
+            crate::checkpoint::lock::Custody::take(&scene.root, &stream).unwrap()
+        };
+        scene.over("old", HOUR);
+        scene.over("new", Duration::ZERO);
+        let (old, new) = (hold("old"), hold("new"));
+        let limits = Limits { max_tasks: Some(0), ..none() };
+        let mut collector = Collector::new(scene.root.clone(), limits, Parts::ALL).unwrap();
+
+        let told = std::thread::scope(|scope| {
+            let leaves = move || {
+                std::thread::sleep(Duration::from_millis(50));
+                drop(new);
+            };
+            scope.spawn(leaves);
+            round(&mut collector)
+        });
+
+        assert!(told[0].starts_with("old left: ") && told[0].contains("is locked by"), "{told:?}");
+        assert_eq!(told[1..], ["new max-tasks"]);
+        let next = collector.next().unwrap();
+        assert!(next <= HELD, "{next:?}");
+        drop(old);
     }
 
     /// What a collector has read once it does not read again.

@@ -183,7 +183,7 @@ pub fn remove(root: &Root, id: &TaskId, sandbox: bool) -> Result<(), RemoveError
 }
 
 /// As [`Removal::begin`]; the runner of a task that has just ended gets time to leave.
-fn begin_patiently(root: &Root, id: &TaskId) -> Result<Option<Removal>, RemoveError> {
+pub(crate) fn begin_patiently(root: &Root, id: &TaskId) -> Result<Option<Removal>, RemoveError> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         match Removal::begin(root, id) {
