@@ -4,8 +4,8 @@
 //!   has, and directories count, too. The top is one of them.
 //! - Nothing that is mounted in the tree counts, and no link is followed.
 //! - What could not be read is told with the figures, which then are less than what there is: [`DiskUsage::is_whole`].
-//! - It is done some entries at a time ([`Measure::go_on`]), so that whoever measures can do something else in between, and with
-//!   memory and descriptors that do not grow with the tree, but for 16 bytes or so for each file with several names.
+//! - It is done some entries at a time ([`Measure::go_on`]), so that whoever measures can do something else in between, with two
+//!   descriptors, and with memory that grows by some dozen bytes for each level and each file with several names, and not with files.
 //!
 //! Where an operator has given a directory a *project* of its own (xfs_quota(8), chattr(1) `-p` and `+P`), the kernel has the
 //! figures ready, and nothing is walked. They are of all that belongs to the project: it is the operator's promise that no other
