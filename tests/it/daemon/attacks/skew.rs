@@ -169,14 +169,15 @@ impl Other {
     }
 }
 
-/// A daemon that finds a task which a runner of another version leads.
-fn skewed() -> (Node, Other) {
+/// A daemon that finds a task which a runner of another version leads. Dropped in that order: once the other is gone, the daemon is
+/// about to start a runner.
+fn skewed() -> (Other, Node) {
     let mut node = Node::new();
     node.kill();
     let mut other = Other::lead(&node);
     node.serve_again();
     other.wait_until_followed();
-    (node, other)
+    (other, node)
 }
 
 /// What a file holds, read by another process.
@@ -197,7 +198,7 @@ fn newer_reply(reply: &ControlReply) -> Vec<u8> {
 /// understand.
 #[test]
 fn a_newer_runner_is_observed_and_asked_and_its_stream_not_written_on() {
-    let (mut node, mut other) = skewed();
+    let (mut other, mut node) = skewed();
     other.record_something_new();
     let task_id = node.scene.id().to_owned();
 
@@ -229,7 +230,7 @@ fn a_newer_runner_is_observed_and_asked_and_its_stream_not_written_on() {
 /// attack 41: an older runner does not know all requests, and says so.
 #[test]
 fn what_an_older_runner_does_not_know_is_refused_in_its_words() {
-    let (mut node, mut other) = skewed();
+    let (mut other, mut node) = skewed();
     let request = SignalRequest {
         task_id: node.scene.id().to_owned(),
         signal: "HUP".to_owned(),
