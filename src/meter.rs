@@ -5,11 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::cgroup::{CgroupError, Sampler, TaskCgroup};
 use crate::checkpoint::{IoError, ReadError, Root};
 use crate::observe::{ObserveError, Observed};
-use crate::proto::{ProcessUsage, Sample, TaskState, TaskUsage, Timestamp};
+use crate::proto::{Launch, ProcessUsage, Sample, TaskState, TaskUsage, Timestamp};
 use crate::state::{Phase, Process};
 use crate::sys::clock;
 use crate::task::TaskId;
@@ -38,9 +39,22 @@ impl From<IoError> for MeterError {
 pub enum Detail {
     /// The task as a whole.
     Task,
+    /// Each of its processes, too, if the task has used CPU time since they were read last, or that was a minute ago; else none.
+    /// What uses no CPU time does nothing that a reading could tell.
+    Moved,
     /// Each of its processes, too.
     Processes,
 }
+
+impl Detail {
+    /// Whether a reading with this much is one for whoever asks for `asked`.
+    pub fn covers(self, asked: Self) -> bool {
+        self == asked || self == Self::Processes || asked == Self::Task
+    }
+}
+
+/// Time after which the processes of a task that does nothing are read again.
+const STILL: Duration = Duration::from_secs(60);
 
 /// The usage of one task.
 #[derive(Debug)]
@@ -52,6 +66,8 @@ pub struct Meter {
     live: Option<Live>,
     /// Whether its end was read, and is on disk.
     over: bool,
+    /// The sample of the task when its processes were read last.
+    processes_read: Option<Sample>,
 }
 
 /// The cgroups of a live task.
@@ -68,7 +84,12 @@ struct Live {
 impl Meter {
     /// Meters task `id` of `root`; nothing is read yet.
     pub fn new(root: Root, id: TaskId) -> Self {
-        Self { root, id, observed: None, live: None, over: false }
+        Self { root, id, observed: None, live: None, over: false, processes_read: None }
+    }
+
+    /// The task as it was launched, once its records were read.
+    pub fn launch(&self) -> Option<&Launch> {
+        Some(self.observed.as_ref()?.replay()?.launch())
     }
 
     /// Whether the end of the task was told.
@@ -103,10 +124,30 @@ impl Meter {
             told.sample = Live::sample(&mut self.live, &self.id, replay)?;
         }
         told.recorded = task_usage(replay.state());
-        if detail == Detail::Processes {
+        let is_due = match detail {
+            Detail::Task => false,
+            Detail::Moved => has_moved(self.processes_read.as_ref(), told.sample.as_ref()),
+            Detail::Processes => true,
+        };
+        if is_due {
             told.processes = processes(self.live.as_mut(), replay)?;
+            self.processes_read.clone_from(&told.sample);
         }
         Ok(told)
+    }
+
+    /// Descriptors of cgroup files that are open, to spare a reading the opening.
+    pub fn files(&self) -> usize {
+        let of = |live: &Live| {
+            let runs = live.runs.values().map(|(_, run)| run.files());
+            live.task.files() + runs.sum::<usize>()
+        };
+        self.live.as_ref().map_or(0, of)
+    }
+
+    /// Closes them; the next reading opens what it needs.
+    pub fn close(&mut self) {
+        self.live = None;
     }
 
     fn advance(&mut self) -> Result<(), ObserveError> {
@@ -121,6 +162,17 @@ impl Meter {
             None => Ok(()),
         }
     }
+}
+
+/// Whether a task with these two samples may have done something in between.
+fn has_moved(before: Option<&Sample>, now: Option<&Sample>) -> bool {
+    let (Some(before), Some(now)) = (before, now) else { return now.is_some() };
+    let cpu = |sample: &Sample| sample.cpu.and_then(|cpu| cpu.time);
+    let passed = Duration::from_nanos(now.boot_nanos.saturating_sub(before.boot_nanos));
+    before.cgroup_id != now.cgroup_id
+        || cpu(before) != cpu(now)
+        || cpu(now).is_none()
+        || passed >= STILL
 }
 
 impl Live {
@@ -193,9 +245,21 @@ fn processes(
 }
 
 #[cfg(test)]
+impl Meter {
+    /// As after a reading of a task in `cgroup`.
+    pub(crate) fn hold(&mut self, cgroup: TaskCgroup) {
+        let path = cgroup.path().display().to_string();
+        let mut task = Sampler::of_task(&cgroup).unwrap();
+        task.sample().unwrap().unwrap();
+        self.live = Some(Live { path, cgroup, task, runs: BTreeMap::new() });
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::observe::tests::Node;
+    use crate::proto::CpuUsage;
 
     #[test]
     fn a_task_that_is_over_is_told_by_its_records_alone() {
@@ -222,6 +286,29 @@ mod tests {
         assert!(!meter.is_over());
         assert_eq!((told.state(), told.sample, told.recorded), (TaskState::Active, None, None));
         assert_eq!(told.processes, []);
+    }
+
+    #[test]
+    fn processes_are_due_when_the_task_has_used_cpu_time_and_else_once_a_minute() {
+        let sample = |seconds: u64, cpu: Option<u64>, cgroup_id| Sample {
+            boot_nanos: seconds * 1_000_000_000,
+            cgroup_id,
+            cpu: Some(CpuUsage {
+                time: cpu.map(|millis| Duration::from_millis(millis).into()),
+                ..CpuUsage::default()
+            }),
+            ..Sample::default()
+        };
+        let first = sample(10, Some(5), 1);
+        let moved = |now: &Sample| has_moved(Some(&first), Some(now));
+
+        assert!(has_moved(None, Some(&first)));
+        assert!(!has_moved(Some(&first), None) && !has_moved(None, None));
+        assert!(!moved(&sample(69, Some(5), 1)));
+        assert!(moved(&sample(70, Some(5), 1)));
+        assert!(moved(&sample(11, Some(6), 1)));
+        assert!(moved(&sample(11, Some(5), 2)), "another cgroup");
+        assert!(has_moved(Some(&sample(10, None, 1)), Some(&sample(11, None, 1))), "not known");
     }
 
     #[test]

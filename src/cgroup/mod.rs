@@ -47,7 +47,7 @@ mod limits;
 #[cfg(test)]
 mod oracle;
 #[cfg(test)]
-mod scratch;
+pub(crate) mod scratch;
 mod stuck;
 mod task;
 mod trial;

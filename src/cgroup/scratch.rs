@@ -20,7 +20,7 @@ use crate::task::{ProcessName, TaskId};
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// `<mount>/dewar-test-<pid>-<n>`; killed and removed when dropped.
-pub(super) struct Scratch {
+pub(crate) struct Scratch {
     base: Base,
     dir: Dir,
 }
@@ -29,7 +29,7 @@ impl Scratch {
     /// # Panics
     ///
     /// If this is not root on a host with a writable cgroup v2: then nothing here can be tested.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let path = fresh_path();
         let base = find(&Options { explicit: Some(path.clone()) }).unwrap_or_else(|error| {
             panic!("these tests need root and a writable cgroup v2: {error}: {error:?}")
@@ -46,7 +46,7 @@ impl Scratch {
         &self.dir
     }
 
-    pub(super) fn task(&self, id: &str) -> TaskCgroup {
+    pub(crate) fn task(&self, id: &str) -> TaskCgroup {
         self.base.task(&TaskId::new(id).unwrap()).unwrap()
     }
 

@@ -8,6 +8,7 @@ use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use chrono::DateTime;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::engine::ArgValueCompleter;
 
@@ -16,6 +17,8 @@ use super::completion;
 use crate::client::Address;
 use crate::control::REASON_MAX;
 use crate::gc::{Amount, Limits};
+use crate::proto::Timestamp;
+use crate::sys::clock;
 
 const ABOUT: &str = "\
 Runs tasks, each a set of processes in their order, in cgroup v2, and never loses track of one.";
@@ -71,6 +74,8 @@ pub(super) enum Command {
     Explain(Explain),
     /// Tell what tasks use.
     Stats(Stats),
+    /// Show what live tasks use, those first that use the most, again and again on a terminal.
+    Top(Top),
     /// Tell of tasks as they are, and then of each transition as it happens.
     #[cfg(feature = "net")]
     Watch(Watch),
@@ -132,6 +137,18 @@ pub(super) struct Serve {
     /// Cgroup that all others are made in [default: the one that was delegated, else as root /sys/fs/cgroup/dewar]
     #[arg(long, value_name = "DIR")]
     pub(super) cgroup_base: Option<PathBuf>,
+
+    /// How often it is read what each live task uses; 0 or off: never, and no history is kept
+    #[arg(long, value_name = "INTERVAL", default_value = "10s", value_parser = sample_interval)]
+    pub(super) sample_interval: Duration,
+
+    /// How long that is kept: 1 to 10000 readings of each task
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration)]
+    pub(super) sample_history: Duration,
+
+    /// How often the sandbox of each live task is measured, at most; 0 or off, or without samples: never
+    #[arg(long, value_name = "INTERVAL", default_value = "60s", value_parser = sample_interval)]
+    pub(super) disk_interval: Duration,
 
     #[command(flatten)]
     pub(super) tls: Tls,
@@ -869,6 +886,7 @@ Examples:
   dewar stats --watch                       the same once a second, with CPU in percent of one CPU
   dewar stats web-20260801-093000.123456 --by-process
   dewar stats --watch=5s --output json      one JSON object for each task and sample
+  dewar stats web-1 --at -10m               what it used ten minutes ago, as the daemon read it then
 
 What a host does not account for is told as -, in JSON it is absent: see docs/accounting.md.";
 
@@ -888,6 +906,11 @@ pub(super) struct Stats {
     #[arg(long)]
     pub(super) by_process: bool,
 
+    /// Tell what was used at that time: 2026-08-01T09:30:00Z, or -10m for ten minutes ago. Of each task the nearest reading that the daemon
+    /// keeps is told, with when it was made [default: now]
+    #[arg(long, value_name = "TIME", value_parser = at, allow_hyphen_values = true, conflicts_with = "watch")]
+    pub(super) at: Option<At>,
+
     /// Tell again and again, each second or as often as given, until every task that was named has ended [default: once]
     #[arg(long, value_name = "INTERVAL", num_args = 0..=1, require_equals = true, default_missing_value = "1s", value_parser = interval)]
     pub(super) watch: Option<Duration>,
@@ -895,6 +918,61 @@ pub(super) struct Stats {
     /// What is printed
     #[arg(long, value_enum, value_name = "FORM", default_value = "table")]
     pub(super) output: StatusOutput,
+}
+
+const TOP_EXAMPLES: &str = "\
+Examples:
+  dewar top                                 what live tasks use; q ends it
+  dewar top --by-process --sort mem         each live run, those with the most memory first
+  dewar top --once 'web-.*'                 once, of some tasks
+  dewar top --output json --interval 5s     one JSON object for each task, with what it used in five seconds
+
+Keys: c, m, i, n sort by CPU, memory, I/O and name; p turns to processes and back; arrows, j, k and page keys scroll; q quits.";
+
+/// `dewar top`.
+#[derive(Debug, Args)]
+#[command(after_help = TOP_EXAMPLES)]
+pub(super) struct Top {
+    /// Patterns of task ids [default: every task that has not ended]
+    #[arg(value_name = "REGEX", add = ArgValueCompleter::new(completion::live))]
+    pub(super) patterns: Vec<String>,
+
+    /// Where the tasks are.
+    #[command(flatten)]
+    pub(super) node: NodeArg,
+
+    /// Tell of each live run instead [default: no]
+    #[arg(long)]
+    pub(super) by_process: bool,
+
+    /// What comes first
+    #[arg(long, value_enum, value_name = "WHAT", default_value = "cpu")]
+    pub(super) sort: Sort,
+
+    /// Time from one reading to the next
+    #[arg(long, value_name = "INTERVAL", default_value = "1s", value_parser = interval)]
+    pub(super) interval: Duration,
+
+    /// Read twice and print once, as where standard output is no terminal [default: no]
+    #[arg(long)]
+    pub(super) once: bool,
+
+    /// What is printed; JSON is printed once
+    #[arg(long, value_enum, value_name = "FORM", default_value = "table")]
+    pub(super) output: StatusOutput,
+}
+
+/// Which tasks come first in `dewar top`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Sort {
+    /// Those that use the most CPU time.
+    Cpu,
+    /// Those that hold the most memory.
+    Mem,
+    /// Those that read and write the most.
+    Io,
+    /// By their names.
+    Name,
 }
 
 #[cfg(feature = "net")]
@@ -1114,6 +1192,38 @@ pub(super) enum StatusOutput {
     Json,
 }
 
+/// A time in the past.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum At {
+    /// On the wall clock.
+    Time(Timestamp),
+    /// So long ago.
+    Ago(Duration),
+}
+
+impl At {
+    /// The time that it is.
+    pub(super) fn time(self) -> Timestamp {
+        match self {
+            Self::Time(time) => time,
+            Self::Ago(ago) => {
+                let ago = i64::try_from(ago.as_nanos()).unwrap_or(i64::MAX);
+                Timestamp::from_unix_nanos(clock::now().wall.saturating_sub(ago))
+            }
+        }
+    }
+}
+
+fn at(text: &str) -> Result<At, String> {
+    const EXPECTED: &str = "expected a time such as 2026-08-01T09:30:00Z, or -10m";
+    if let Some(ago) = text.strip_prefix('-') {
+        return duration(ago).map(At::Ago).map_err(|_| EXPECTED.to_owned());
+    }
+    let time = DateTime::parse_from_rfc3339(text).map_err(|_| EXPECTED)?;
+    let nanos = time.timestamp_nanos_opt().ok_or(EXPECTED)?;
+    Ok(At::Time(Timestamp::from_unix_nanos(nanos)))
+}
+
 /// How processes are held together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Cgroup {
@@ -1162,6 +1272,19 @@ fn interval(text: &str) -> Result<Duration, String> {
     match duration(text)? {
         interval if interval < LEAST => Err("is too short: expected at least 10ms".to_owned()),
         interval => Ok(interval),
+    }
+}
+
+/// A time between two readings of the daemon; 0: there are none.
+#[cfg(feature = "net")]
+fn sample_interval(text: &str) -> Result<Duration, String> {
+    const LEAST: Duration = Duration::from_millis(100);
+    match text {
+        "off" => Ok(Duration::ZERO),
+        text => match duration(text)? {
+            interval if interval.is_zero() || interval >= LEAST => Ok(interval),
+            _ => Err("is too short: expected at least 100ms, or off".to_owned()),
+        },
     }
 }
 
@@ -1297,6 +1420,8 @@ mod tests {
             ("dewar kill x --wait 1w", "unknown unit \"w\": expected ms, s, m, h or d"),
             ("dewar kill x --wait s", "expected a time such as 500ms, 10s or 2m"),
             ("dewar stats --watch=1ms", "is too short: expected at least 10ms"),
+            ("dewar stats --at 10m", "expected a time such as 2026-08-01T09:30:00Z, or -10m"),
+            ("dewar stats --at -10x", "expected a time such as 2026-08-01T09:30:00Z, or -10m"),
         ] {
             let error = parse(line).unwrap_err();
             assert!(error.to_string().contains(message), "{line}: {error}");
@@ -1363,6 +1488,42 @@ mod tests {
             (stats.watch, &*stats.patterns),
             (Some(Duration::from_secs(1)), &["web".to_owned()][..])
         );
+    }
+
+    #[test]
+    fn a_time_in_the_past_is_one_of_the_calendar_or_so_long_ago() {
+        let parsed = |text: &str| match parse(&format!("dewar stats --at {text}")) {
+            Ok(Command::Stats(stats)) => stats.at,
+            _ => None,
+        };
+        let nanos = 1_785_576_600_250_000_000;
+        let time = Some(At::Time(Timestamp::from_unix_nanos(nanos)));
+
+        assert_eq!(parsed("2026-08-01T09:30:00.25Z"), time);
+        assert_eq!(parsed("2026-08-01T11:30:00.25+02:00"), time);
+        assert_eq!(parsed("-1.5h"), Some(At::Ago(Duration::from_secs(5400))));
+        let ago = At::Ago(Duration::from_secs(60)).time().unix_nanos();
+        assert!((59..62).contains(&((clock::now().wall - ago) / 1_000_000_000)));
+        let both = parse("dewar stats --at -1m --watch").unwrap_err();
+        assert_eq!(both.kind(), ErrorKind::ArgumentConflict);
+    }
+
+    #[cfg(feature = "net")]
+    #[test]
+    fn the_daemon_samples_now_and_then_or_never() {
+        let parsed = |text: &str| match parse(&format!("dewar serve{text}")) {
+            Ok(Command::Serve(serve)) => Ok((serve.sample_interval, serve.sample_history)),
+            Ok(_) => Err(String::new()),
+            Err(error) => Err(error.to_string()),
+        };
+        let (hour, ten) = (Duration::from_secs(3600), Duration::from_secs(10));
+
+        assert_eq!(parsed(""), Ok((ten, hour)));
+        for off in ["off", "0"] {
+            assert_eq!(parsed(&format!(" --sample-interval {off}")), Ok((Duration::ZERO, hour)));
+        }
+        let short = parsed(" --sample-interval 99ms").unwrap_err();
+        assert!(short.contains("is too short: expected at least 100ms, or off"), "{short}");
     }
 
     #[test]

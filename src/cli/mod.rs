@@ -12,7 +12,8 @@
 //! | `runner.rs`, `follow.rs` | how is a runner started, asked, and followed? |
 //! | `printer.rs`, `progress.rs` | what is printed while a task runs? |
 //! | `report.rs`, `words.rs`, `table.rs`, `json.rs` | how are states, ends, usages and tasks said? |
-//! | `term.rs`, `out.rs` | what may reach a terminal, and what if nobody reads? |
+//! | `metered.rs`, `rates.rs` | what do tasks use, and how much of it per second? |
+//! | `term.rs`, `fullscreen.rs`, `out.rs` | what may reach a terminal, and what if nobody reads? |
 //!
 //! Results go to standard output, messages for people to standard error; with `--output json` standard output
 //! carries JSON and nothing else.
@@ -27,6 +28,7 @@ mod explain;
 mod failure;
 mod file;
 mod follow;
+mod fullscreen;
 mod gc;
 #[cfg(feature = "net")]
 mod health;
@@ -36,6 +38,7 @@ mod kill;
 #[cfg(feature = "net")]
 mod launch;
 mod logs;
+mod metered;
 mod node;
 mod out;
 #[cfg(feature = "net")]
@@ -45,6 +48,7 @@ mod pause;
 mod place;
 mod printer;
 mod progress;
+mod rates;
 mod read;
 mod remove;
 mod report;
@@ -58,6 +62,7 @@ mod stats;
 mod status;
 mod table;
 mod term;
+mod top;
 mod update;
 mod wait;
 #[cfg(feature = "net")]
@@ -129,6 +134,7 @@ fn dispatch(command: &Command) -> Result<u8, Failure> {
         Command::Status(args) => status::run(args),
         Command::Explain(args) => explain::run(args),
         Command::Stats(args) => stats::run(args),
+        Command::Top(args) => top::run(args),
         #[cfg(feature = "net")]
         Command::Watch(args) => watch::run(args),
         Command::Logs(args) => logs::run(args),
@@ -148,6 +154,7 @@ fn dispatch(command: &Command) -> Result<u8, Failure> {
 
 /// A broken invariant has an exit status of its own, however the program was built to panic.
 fn defect(panic: &std::panic::PanicHookInfo<'_>) {
+    fullscreen::restore();
     eprintln!("dewar: a defect of dewar: {panic}");
     std::process::exit(failure::status::DEFECT.into());
 }

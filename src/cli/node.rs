@@ -17,7 +17,7 @@ use crate::control::Request;
 use crate::explain::explain;
 use crate::meter::{Detail, Meter};
 use crate::observe::{self, Sight};
-use crate::proto::{TaskExplanation, TaskUsage, TaskView};
+use crate::proto::{TaskExplanation, TaskUsage, TaskView, Timestamp};
 use crate::task::TaskId;
 
 #[cfg(feature = "net")]
@@ -210,17 +210,44 @@ impl Node {
         }
     }
 
-    /// What tells, each time that it is called, what a task uses and has used.
-    pub(super) fn gauge<'a>(&'a self, id: &TaskId, detail: Detail) -> Gauge<'a> {
+    /// Whether it is known what its tasks used in the past.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::Unavailable`] says who would know.
+    pub(super) fn keeps_history(&self) -> Result<(), Failure> {
+        match self {
+            Self::Root(root) => Err(Failure::Unavailable(format!(
+                "what the tasks in {} used in the past only a daemon knows that served them then: see `dewar serve --help`",
+                root.path().display()
+            ))),
+            #[cfg(feature = "net")]
+            Self::Daemon(_) => Ok(()),
+        }
+    }
+
+    /// What tells, each time that it is called, what a task uses and has used, or at a time `at` in the past, which a root does
+    /// not know of.
+    pub(super) fn gauge<'a>(
+        &'a self,
+        id: &TaskId,
+        detail: Detail,
+        at: Option<Timestamp>,
+    ) -> Gauge<'a> {
         match self {
             Self::Root(root) => {
                 let mut meter = Meter::new(root.clone(), id.clone());
-                Box::new(move || meter.read(detail).map_err(|error| Failure::unavailable(&error)))
+                Box::new(move || {
+                    if at.is_some() {
+                        self.keeps_history()?;
+                    }
+                    meter.read(detail).map_err(|error| Failure::unavailable(&error))
+                })
             }
             #[cfg(feature = "net")]
             Self::Daemon(client) => {
                 let (id, by_process) = (id.to_string(), detail == Detail::Processes);
-                Box::new(move || Ok(client.usage(&id, by_process)?))
+                Box::new(move || Ok(client.usage(&id, by_process, at)?))
             }
         }
     }

@@ -7,7 +7,7 @@ use tracing_subscriber::EnvFilter;
 use super::args::{LogFormat, Serve, Tls};
 use super::failure::{Failure, status};
 use super::place;
-use crate::daemon::{self, Admins, TlsOptions};
+use crate::daemon::{self, Admins, Sampling, TlsOptions};
 
 /// Serves until it is told to stop.
 ///
@@ -23,10 +23,26 @@ pub(super) fn run(args: &Serve) -> Result<u8, Failure> {
         admins: Admins::group(&args.group),
         cgroup_base: args.cgroup_base.clone(),
         tls: tls(&args.tls),
+        sampling: sampling(args)?,
         gc: args.gc.limits(),
     };
     daemon::serve(options).map_err(|error| Failure::unavailable(&error))?;
     Ok(status::SUCCESS)
+}
+
+fn sampling(args: &Serve) -> Result<Option<Sampling>, Failure> {
+    let Serve { sample_interval: interval, sample_history: history, .. } = *args;
+    if interval.is_zero() {
+        return Ok(None);
+    }
+    let disk = args.disk_interval;
+    let sampling = Sampling::new(interval, history)
+        .map(|of| if disk.is_zero() { of } else { of.with_disk(disk) });
+    sampling.map(Some).ok_or_else(|| {
+        let most = Sampling::MOST;
+        let found = format!("--sample-history {history:?} with --sample-interval {interval:?}");
+        Failure::Usage(format!("{found}: expected 1 to {most} readings in that time"))
+    })
 }
 
 /// The command line has all of it, or none.

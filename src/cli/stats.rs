@@ -1,24 +1,22 @@
 //! `dewar stats`.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::args::{Stats, StatusOutput};
-use super::failure::{Failure, status};
-use super::node::{Gauge, Node, Which};
+use super::args::{At, Stats, StatusOutput};
+use super::failure::Failure;
+use super::metered::Metered;
+use super::node::Node;
 use super::out::Out;
-use super::pattern::Patterns;
 use super::printer::stdout_style;
 use super::progress::Screen;
+use super::rates::Rates;
 use super::table::{self, Align};
 use super::term::{self, Style, cut};
 use super::{json, words};
-use crate::meter::Detail;
-use crate::proto::{ProcessUsage, Sample, TaskState, TaskUsage, Usage};
+use crate::proto::{ProcessUsage, Sample, TaskUsage, Usage};
 use crate::sys::fds;
-use crate::task::TaskId;
 
 /// Tells what the tasks that were asked for use, once or again and again.
 ///
@@ -29,13 +27,15 @@ pub(super) fn run(args: &Stats) -> Result<u8, Failure> {
     // A sampler keeps many descriptors; with fewer, tasks are told of that cannot be sampled.
     let _ = fds::raise_limit();
     let node = Node::find(&args.node)?;
-    let mut metered = Metered::new(args, &node)?;
+    let at = args.at.map(At::time);
+    let mut metered = Metered::new(&node, &args.patterns, args.by_process, at)?;
     let mut printer = Printer::new(args);
     let mut due = Instant::now();
     loop {
         let usages = metered.read()?;
+        metered.problems().for_each(|problem| eprintln!("dewar: {problem}"));
         if usages.is_empty() && metered.found_nothing() {
-            return Err(Failure::NothingMatched(format!("no such task {}", metered.node)));
+            return Err(Failure::NothingMatched(format!("no such task {node}")));
         }
         printer.print(&usages)?;
         let Some(interval) = args.watch else { break };
@@ -49,90 +49,6 @@ pub(super) fn run(args: &Stats) -> Result<u8, Failure> {
     Ok(metered.exit)
 }
 
-/// The tasks that are told of.
-struct Metered<'a> {
-    node: &'a Node,
-    patterns: Patterns,
-    /// Whether tasks were named: ended ones are told of then.
-    is_choosy: bool,
-    detail: Detail,
-    /// Those whose end was not told.
-    live: BTreeMap<TaskId, Gauge<'a>>,
-    /// Those whose end was told.
-    over: BTreeSet<TaskId>,
-    exit: u8,
-}
-
-impl<'a> Metered<'a> {
-    fn new(args: &Stats, node: &'a Node) -> Result<Self, Failure> {
-        Ok(Self {
-            node,
-            patterns: Patterns::new(&args.patterns)?,
-            is_choosy: !args.patterns.is_empty(),
-            detail: if args.by_process { Detail::Processes } else { Detail::Task },
-            live: BTreeMap::new(),
-            over: BTreeSet::new(),
-            exit: status::SUCCESS,
-        })
-    }
-
-    /// Reads every task that is to be told of. A task that has ended is told of once.
-    fn read(&mut self) -> Result<Vec<TaskUsage>, Failure> {
-        self.look_for_more()?;
-        let mut usages = Vec::with_capacity(self.live.len());
-        let mut problems = Vec::new();
-        for (id, gauge) in &mut self.live {
-            match gauge() {
-                Ok(usage) => {
-                    if is_over(&usage) {
-                        self.over.insert(id.clone());
-                    }
-                    usages.push(usage);
-                }
-                Err(failure) => {
-                    problems.push(format!("{}: {failure}", words::name(id.as_str())));
-                    self.over.insert(id.clone());
-                }
-            }
-        }
-        problems.iter().for_each(|problem| self.complain(problem));
-        self.live.retain(|id, _| !self.over.contains(id));
-        Ok(usages)
-    }
-
-    fn look_for_more(&mut self) -> Result<(), Failure> {
-        let which = if self.is_choosy { Which::All } else { Which::Active };
-        for id in self.node.list(&self.patterns, which)? {
-            if !self.over.contains(&id) && !self.live.contains_key(&id) {
-                let gauge = self.node.gauge(&id, self.detail);
-                self.live.insert(id, gauge);
-            }
-        }
-        Ok(())
-    }
-
-    fn complain(&mut self, problem: &str) {
-        eprintln!("dewar: {problem}");
-        self.exit = status::UNAVAILABLE;
-    }
-
-    /// Whether tasks were named and there is none of them.
-    fn found_nothing(&self) -> bool {
-        self.is_choosy && self.over.is_empty() && self.exit == status::SUCCESS
-    }
-
-    /// Whether there is nothing to be told any more.
-    fn is_over(&self) -> bool {
-        self.is_choosy && self.live.is_empty()
-    }
-}
-
-/// Whether a task has ended.
-fn is_over(usage: &TaskUsage) -> bool {
-    use TaskState as S;
-    matches!(usage.state(), S::Success | S::Failed | S::Killed | S::Lost)
-}
-
 struct Printer {
     out: Out,
     form: Form,
@@ -144,8 +60,10 @@ enum Form {
         style: Style,
         /// On a terminal one table is drawn over the other; elsewhere a blank line divides them.
         screen: Option<Screen>,
-        /// The last sample of each task and of each of its live runs, which CPU percentages are counted from.
-        last: Last,
+        /// What CPU percentages are counted from.
+        last: Rates,
+        /// Whether each task is told as it was at another time.
+        is_past: bool,
         is_first: bool,
     },
 }
@@ -158,7 +76,8 @@ impl Printer {
                 style: stdout_style(),
                 screen: (args.watch.is_some() && term::size(io::stdout()).is_some())
                     .then(Screen::default),
-                last: Last::default(),
+                last: Rates::default(),
+                is_past: args.at.is_some(),
                 is_first: true,
             },
         };
@@ -168,8 +87,8 @@ impl Printer {
     fn print(&mut self, usages: &[TaskUsage]) -> Result<(), Failure> {
         let text = match &mut self.form {
             Form::Json => usages.iter().map(json::line).collect::<Result<String, _>>()?,
-            Form::Table { style, screen, last, is_first } => {
-                let lines = lines(usages, last, *style);
+            Form::Table { style, screen, last, is_past, is_first } => {
+                let lines = lines(usages, last, *is_past, *style);
                 match (screen, term::size(io::stdout())) {
                     (Some(screen), Some((rows, columns))) => draw(screen, &lines, rows, columns),
                     _ => {
@@ -190,33 +109,13 @@ fn draw(screen: &mut Screen, lines: &[String], rows: usize, columns: usize) -> S
     screen.draw(&fitting, columns)
 }
 
-/// CPU time of each sample that was told last, by task, process (empty: the task itself) and cgroup, with its time.
-#[derive(Default)]
-struct Last(BTreeMap<(String, String, u64), (u64, Duration)>);
+const COLUMNS: usize = 12;
 
-impl Last {
-    /// CPUs used on average since the last sample of the same cgroup, and takes note of this one; `None` for the first.
-    fn cpus(&mut self, task: &str, process: &str, sample: &Sample) -> Option<f64> {
-        let time = sample.cpu?.time.and_then(|time| Duration::try_from(time).ok())?;
-        let key = (task.to_owned(), process.to_owned(), sample.cgroup_id);
-        let (at, before) = self.0.insert(key, (sample.boot_nanos, time))?;
-        let passed = Duration::from_nanos(sample.boot_nanos.checked_sub(at)?);
-        let used = time.checked_sub(before)?;
-        (!passed.is_zero()).then(|| used.as_secs_f64() / passed.as_secs_f64())
-    }
-
-    /// Forgets the samples before `oldest`.
-    fn forget(&mut self, oldest: u64) {
-        self.0.retain(|_, (at, _)| *at >= oldest);
-    }
-}
-
-const COLUMNS: usize = 11;
-
-fn lines(usages: &[TaskUsage], last: &mut Last, style: Style) -> Vec<String> {
+/// `is_past`: each task says when it was read.
+fn lines(usages: &[TaskUsage], last: &mut Rates, is_past: bool, style: Style) -> Vec<String> {
     let heading = [
-        "TASK", "STATE", "CPU", "CPU TIME", "MEMORY", "PEAK", "LIMIT", "READ", "WRITTEN", "PIDS",
-        "",
+        "TASK", "STATE", "CPU", "CPU TIME", "MEMORY", "PEAK", "LIMIT", "DISK", "READ", "WRITTEN",
+        "PIDS", "",
     ];
     let mut rows = vec![heading.map(str::to_owned)];
     let mut oldest = u64::MAX;
@@ -225,7 +124,12 @@ fn lines(usages: &[TaskUsage], last: &mut Last, style: Style) -> Vec<String> {
         for sample in usage.sample.iter().chain(samples) {
             oldest = oldest.min(sample.boot_nanos);
         }
-        rows.push(task_row(usage, last));
+        let mut row = task_row(usage, last);
+        if let Some(time) = usage.time.filter(|_| is_past) {
+            let notes = &mut row[COLUMNS - 1];
+            *notes = format!("at {}  {notes}", words::clock(time)).trim_end().to_owned();
+        }
+        rows.push(row);
         rows.extend(usage.processes.iter().map(|of| process_row(&usage.task_id, of, last)));
     }
     last.forget(oldest);
@@ -235,19 +139,20 @@ fn lines(usages: &[TaskUsage], last: &mut Last, style: Style) -> Vec<String> {
     table::lines(&rows, aligns, |row, _, text| if row == 0 { style.dim(text) } else { text.into() })
 }
 
-fn task_row(usage: &TaskUsage, last: &mut Last) -> [String; COLUMNS] {
-    let cpus = usage.sample.as_ref().and_then(|sample| last.cpus(&usage.task_id, "", sample));
+fn task_row(usage: &TaskUsage, last: &mut Rates) -> [String; COLUMNS] {
+    let cpus = usage.sample.as_ref().and_then(|sample| last.since(&usage.task_id, "", sample).cpus);
     let name = words::name(&usage.task_id);
     let state = words::task_state(usage.state()).to_owned();
-    row(name, state, cpus, usage.sample.as_ref(), usage.recorded.as_ref())
+    let disk = usage.disk.as_ref().map_or_else(unknown, |disk| words::bytes(disk.bytes));
+    row(name, state, cpus, disk, usage.sample.as_ref(), usage.recorded.as_ref())
 }
 
 /// A process: its live run if there is one, else what its runs used together.
-fn process_row(task: &str, usage: &ProcessUsage, last: &mut Last) -> [String; COLUMNS] {
-    let cpus = usage.sample.as_ref().and_then(|sample| last.cpus(task, &usage.name, sample));
+fn process_row(task: &str, usage: &ProcessUsage, last: &mut Rates) -> [String; COLUMNS] {
+    let cpus = usage.sample.as_ref().and_then(|sample| last.since(task, &usage.name, sample).cpus);
     let name = format!("  {}", words::name(&usage.name));
     let state = usage.run.map(|run| format!("run {run}")).unwrap_or_default();
-    row(name, state, cpus, usage.sample.as_ref(), usage.recorded.as_ref())
+    row(name, state, cpus, String::new(), usage.sample.as_ref(), usage.recorded.as_ref())
 }
 
 /// `sample` tells all; without one, `recorded` tells what is over.
@@ -255,6 +160,7 @@ fn row(
     name: String,
     state: String,
     cpus: Option<f64>,
+    disk: String,
     sample: Option<&Sample>,
     recorded: Option<&Usage>,
 ) -> [String; COLUMNS] {
@@ -270,6 +176,7 @@ fn row(
         bytes(memory.current_bytes),
         bytes(usage.memory_peak_bytes),
         bytes(memory.max_bytes),
+        disk,
         bytes(usage.io_read_bytes),
         bytes(usage.io_write_bytes),
         match (pids.current, pids.max) {
@@ -287,20 +194,9 @@ fn unknown() -> String {
 
 #[cfg(test)]
 mod tests {
-    use pbjson_types::Duration as Span;
-
     use super::*;
-    use crate::proto::{CpuUsage, MemoryUsage, PidsUsage};
-
-    fn sample(boot_seconds: u64, cpu_millis: u64, cgroup_id: u64) -> Sample {
-        let time = Span::from(Duration::from_millis(cpu_millis));
-        Sample {
-            boot_nanos: boot_seconds * 1_000_000_000,
-            cgroup_id,
-            cpu: Some(CpuUsage { time: Some(time), ..CpuUsage::default() }),
-            ..Sample::default()
-        }
-    }
+    use crate::cli::rates::tests::sample;
+    use crate::proto::{DiskUsage, MemoryUsage, PidsUsage, TaskState};
 
     fn task(sample: Option<Sample>, recorded: Option<Usage>) -> TaskUsage {
         TaskUsage {
@@ -310,27 +206,6 @@ mod tests {
             recorded,
             ..TaskUsage::default()
         }
-    }
-
-    #[test]
-    fn cpu_percent_needs_two_samples_of_the_same_cgroup() {
-        let mut last = Last::default();
-
-        assert_eq!(last.cpus("t", "", &sample(1, 100, 7)), None);
-        assert_eq!(last.cpus("t", "", &sample(3, 1100, 7)), Some(0.5));
-        assert_eq!(last.cpus("t", "p", &sample(3, 1100, 8)), None);
-        assert_eq!(last.cpus("t", "", &sample(4, 0, 9)), None, "made again");
-        assert_eq!(last.cpus("t", "", &sample(4, 10, 9)), None, "no time has passed");
-        assert_eq!(last.cpus("t", "", &sample(5, 5, 9)), None, "the counter went back");
-    }
-
-    #[test]
-    fn what_was_not_sampled_again_is_forgotten() {
-        let mut last = Last::default();
-        lines(&[task(Some(sample(1, 1, 7)), None)], &mut last, Style::Plain);
-        lines(&[task(Some(sample(2, 2, 8)), None)], &mut last, Style::Plain);
-
-        assert_eq!(last.0.len(), 1);
     }
 
     #[test]
@@ -356,20 +231,21 @@ mod tests {
             recorded,
         };
         let mut usage = task(Some(live.clone()), Some(ended));
+        usage.disk = Some(DiskUsage { bytes: 5120, ..DiskUsage::default() });
         usage.processes = vec![
             process("server", Some(4), Some(live), None),
             process("fetch", None, None, Some(ended)),
         ];
 
-        let table = lines(&[usage], &mut Last::default(), Style::Plain).join("\n");
+        let table = lines(&[usage], &mut Rates::default(), false, Style::Plain).join("\n");
 
         assert_eq!(
             table,
             "\
-TASK      STATE   CPU  CPU TIME   MEMORY     PEAK     LIMIT  READ  WRITTEN  PIDS
-web-1     ACTIVE    -     1.50s  1.0 MiB  2.0 MiB  64.0 MiB     -        -  3/64  2 forks refused
-  server  run 4     -     1.50s  1.0 MiB  2.0 MiB  64.0 MiB     -        -  3/64  2 forks refused
-  fetch             -         -        -        -         -     -    512 B     -  1 OOM kill"
+TASK      STATE   CPU  CPU TIME   MEMORY     PEAK     LIMIT     DISK  READ  WRITTEN  PIDS
+web-1     ACTIVE    -     1.50s  1.0 MiB  2.0 MiB  64.0 MiB  5.0 KiB     -        -  3/64  2 forks refused
+  server  run 4     -     1.50s  1.0 MiB  2.0 MiB  64.0 MiB              -        -  3/64  2 forks refused
+  fetch             -         -        -        -         -              -    512 B     -  1 OOM kill"
         );
     }
 

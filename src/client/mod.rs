@@ -28,7 +28,7 @@ use crate::proto::runner_service_client::RunnerServiceClient;
 use crate::proto::{
     ExplainTaskRequest, GetTaskRequest, GetUsageRequest, KillRequest, ListTasksRequest,
     LoseRequest, PauseRequest, ResumeRequest, SignalRequest, SignalScope, TaskExplanation,
-    TaskFilter, TaskSummary, TaskUsage, TaskView, UpdateRequest,
+    TaskFilter, TaskSummary, TaskUsage, TaskView, Timestamp, UpdateRequest,
 };
 
 pub use address::{Address, AddressError};
@@ -209,13 +209,18 @@ impl Client {
         answer.explanation.ok_or_else(|| Status::internal("the daemon explains nothing"))
     }
 
-    /// What a task uses now, and has used, and each of its processes if `by_process`.
+    /// What a task uses now, and has used, or at a time in the past; and each of its processes if `by_process`.
     ///
     /// # Errors
     ///
     /// What the daemon said.
-    pub fn usage(&self, id: &str, by_process: bool) -> Result<TaskUsage, Status> {
-        let request = GetUsageRequest { task_id: id.to_owned(), time: None, by_process };
+    pub fn usage(
+        &self,
+        id: &str,
+        by_process: bool,
+        time: Option<Timestamp>,
+    ) -> Result<TaskUsage, Status> {
+        let request = GetUsageRequest { task_id: id.to_owned(), time, by_process };
         let answer = self.block_on(self.observer().get_usage(request))?.into_inner();
         answer.usage.ok_or_else(|| Status::internal("the daemon tells nothing of a usage"))
     }

@@ -13,21 +13,25 @@
 //! | `peer.rs` | what may a caller see and do? |
 //! | `control.rs`, `launch.rs`, `exec.rs` | `RunnerService` |
 //! | `observe.rs`, `watch.rs`, `usage.rs`, `logs.rs`, `files.rs` | `ObserverService` |
+//! | `sample.rs`, `history.rs`, `disk.rs` | what did tasks use of late, and what do their sandboxes take? |
 //! | `status.rs` | how is an error told? |
 #![allow(clippy::disallowed_methods, reason = "a server")]
 
 mod control;
 mod counts;
+mod disk;
 mod exec;
 mod files;
 mod follow;
 mod gc;
+mod history;
 mod launch;
 mod listen;
 mod logs;
 mod observe;
 mod peer;
 mod registry;
+mod sample;
 mod status;
 mod subject;
 mod tcp;
@@ -58,6 +62,7 @@ use crate::sys::{clock, init, limit, lock};
 pub use exec::{ExecAnswers, exec_here};
 pub use listen::{ListenError, default_socket};
 pub use peer::Admins;
+pub use sample::Sampling;
 pub use tcp::{TlsError, TlsOptions};
 
 use counts::Counts;
@@ -92,6 +97,8 @@ pub struct Options {
     pub cgroup_base: Option<PathBuf>,
     /// TCP, beside the socket.
     pub tls: Option<TlsOptions>,
+    /// How often it is read what tasks use, and how long that is kept; `None`: never.
+    pub sampling: Option<Sampling>,
     /// When tasks that are over are removed by themselves; without any limit, never.
     pub gc: crate::gc::Limits,
 }
@@ -150,6 +157,8 @@ pub(crate) struct Node {
     /// Wakes whoever follows logs.
     pub(crate) watches: Watches,
     pub(crate) meters: usage::Meters,
+    /// What the tasks used of late.
+    pub(crate) histories: sample::Histories,
     /// Commands of Exec that run.
     pub(crate) commands: Counts,
     /// Becomes true once the daemon is to stop.
@@ -162,7 +171,7 @@ pub(crate) struct Node {
 ///
 /// [`ServeError`]. Tasks are not touched by any.
 pub fn serve(options: Options) -> Result<(), ServeError> {
-    let Options { root, socket, socket_mode, admins, cgroup_base, tls, gc } = options;
+    let Options { root, socket, socket_mode, admins, cgroup_base, tls, sampling, gc } = options;
     limit::raise_open_files().map_err(ServeError::sys("raise RLIMIT_NOFILE"))?;
     root.create()?;
     let _only = only_one(&root)?;
@@ -196,12 +205,15 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
         started,
         watches,
         meters,
+        histories: sample::Histories::new(sampling),
         commands,
         stopping,
     };
     let node = Arc::new(node);
     let served = runtime.block_on(async {
         tokio::spawn(logs::dispatch(node.watches.clone()));
+        tokio::spawn(sample::run(node.clone()));
+        tokio::spawn(disk::run(node.clone()));
         let listener = listen::bind(socket, socket_mode, admins)?;
         let name = listener.name().to_owned();
         let counts = Counts::default();

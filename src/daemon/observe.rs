@@ -16,9 +16,10 @@ use crate::explain::explain;
 use crate::proto::observer_service_server::ObserverService;
 use crate::proto::{
     ExplainTaskRequest, ExplainTaskResponse, GetNodeRequest, GetNodeResponse, GetTaskRequest,
-    GetTaskResponse, GetUsageRequest, GetUsageResponse, ListFilesRequest, ListFilesResponse,
-    ListTasksRequest, ListTasksResponse, ReadFileRequest, ReadFileResponse, ReadLogsRequest,
-    ReadLogsResponse, WatchTasksRequest, WatchTasksResponse, WatchUsageRequest, WatchUsageResponse,
+    GetTaskResponse, GetUsageHistoryRequest, GetUsageHistoryResponse, GetUsageRequest,
+    GetUsageResponse, ListFilesRequest, ListFilesResponse, ListTasksRequest, ListTasksResponse,
+    ReadFileRequest, ReadFileResponse, ReadLogsRequest, ReadLogsResponse, WatchTasksRequest,
+    WatchTasksResponse, WatchUsageRequest, WatchUsageResponse,
 };
 use crate::request;
 use crate::task::TaskId;
@@ -123,6 +124,15 @@ impl ObserverService for Observe {
         let peer = Peer::of(&request)?;
         let usage = usage::get(self.node.clone(), peer, request.into_inner()).await?;
         Ok(Response::new(GetUsageResponse { usage: Some(usage) }))
+    }
+
+    async fn get_usage_history(
+        &self,
+        request: Request<GetUsageHistoryRequest>,
+    ) -> Result<Response<GetUsageHistoryResponse>, Status> {
+        let peer = Peer::of(&request)?;
+        let told = usage::history(self.node.clone(), peer, request.into_inner());
+        told.await.map(Response::new)
     }
 
     type WatchUsageStream = Answers<WatchUsageResponse>;

@@ -21,6 +21,15 @@ pub fn raise_open_files() -> io::Result<()> {
     Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
 }
 
+/// How many descriptors may be open.
+///
+/// # Errors
+///
+/// Those of getrlimit(2).
+pub fn open_files() -> io::Result<u64> {
+    Ok(getrlimit(Resource::RLIMIT_NOFILE)?.0)
+}
+
 /// In a child: gives it the limit that we were started with. A system call at most, and no memory is asked for.
 ///
 /// # Errors

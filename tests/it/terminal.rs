@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
+use std::time::Instant;
 
 use nix::pty::{OpenptyResult, Winsize, openpty};
 
@@ -60,6 +61,18 @@ impl Terminal {
         self.keyboard.write_all(key.as_bytes()).unwrap();
     }
 
+    /// Its settings, as stty(1) tells them.
+    pub(crate) fn settings(&self) -> String {
+        let told = Command::new("stty").arg("-F").arg(&self.name).arg("-g").output().unwrap();
+        assert!(told.status.success(), "{told:?}");
+        String::from_utf8(told.stdout).unwrap()
+    }
+
+    /// The command: setsid(1) becomes it, as it leads no group.
+    pub(crate) fn foreground(&self) -> Pid {
+        Pid::of(self.child.id().cast_signed())
+    }
+
     pub(crate) fn resize(&self, columns: u32) {
         let mut command = Command::new("stty");
         command.arg("-F").arg(&self.name).args(["cols", &columns.to_string()]);
@@ -69,8 +82,10 @@ impl Terminal {
     /// Waits until a text is written, and forgets what was written before.
     #[track_caller]
     pub(crate) fn wait_for(&mut self, wanted: &str) {
+        let deadline = Instant::now() + DEADLINE;
         while !self.text.contains(wanted) {
-            let Ok(bytes) = self.screen.recv_timeout(DEADLINE) else {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Ok(bytes) = self.screen.recv_timeout(left) else {
                 panic!("{wanted:?} does not come\n{:?}", self.text);
             };
             self.text.push_str(&String::from_utf8_lossy(&bytes));

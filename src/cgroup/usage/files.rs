@@ -1,6 +1,6 @@
 //! The files of a sample, and what each of them fills in. Pure.
 
-use super::parse::{all_keyed, io_devices, keyed, micros, number, pressure};
+use super::parse::{all_keyed, io_devices, keyed, micros, number, pressure, sum};
 use crate::proto::{
     CpuUsage, IoUsage, MemoryEvents, MemoryUsage, PidsUsage, PressureUsage, Sample,
 };
@@ -20,7 +20,7 @@ pub(super) const FILES: [File; 18] = [
     ("memory.swap.peak", |to, text| memory(to).swap_peak_bytes = number(text)),
     ("memory.swap.max", |to, text| memory(to).swap_max_bytes = number(text)),
     ("memory.events", |to, text| memory(to).events = Some(memory_events(text))),
-    ("io.stat", |to, text| to.io = Some(IoUsage { devices: io_devices(text) })),
+    ("io.stat", |to, text| to.io = Some(io_usage(text))),
     ("pids.current", |to, text| pids(to).current = number(text)),
     ("pids.peak", |to, text| pids(to).peak = number(text)),
     ("pids.max", |to, text| pids(to).max = number(text)),
@@ -57,6 +57,7 @@ fn cpu_stat(to: &mut Sample, text: &[u8]) {
         periods,
         throttled_periods,
         throttled_time: throttled,
+        rate: None,
     });
 }
 
@@ -70,6 +71,13 @@ fn memory_events(text: &[u8]) -> MemoryEvents {
     let [low, high, max, oom, oom_kill, oom_group_kill] =
         all_keyed(text, ["low", "high", "max", "oom", "oom_kill", "oom_group_kill"]);
     MemoryEvents { low, high, max, oom, oom_kill, oom_group_kill }
+}
+
+fn io_usage(text: &[u8]) -> IoUsage {
+    let devices = io_devices(text);
+    let read_bytes = sum(devices.iter().map(|device| device.read_bytes));
+    let write_bytes = sum(devices.iter().map(|device| device.write_bytes));
+    IoUsage { devices, read_bytes, write_bytes }
 }
 
 fn memory(sample: &mut Sample) -> &mut MemoryUsage {
@@ -152,7 +160,7 @@ mod tests {
                 "io": {"devices": [{
                     "device": "254:0", "readBytes": "1", "writeBytes": "2", "reads": "3", "writes": "4",
                     "discardBytes": "5", "discards": "6"
-                }]},
+                }], "readBytes": "1", "writeBytes": "2"},
                 "pids": {"current": "2", "peak": "3", "max": "64", "limitHits": "8"},
                 "pressure": {
                     "cpu": {"some": {"avg10": 1.0, "total": "0.000001s"}, "full": {"avg10": 0.0, "total": "0s"}},
@@ -192,7 +200,8 @@ mod tests {
 
     #[test]
     fn no_device_at_all_is_not_the_same_as_no_controller() {
-        assert_eq!(sample(&[("io.stat", "")]).io, Some(IoUsage { devices: Vec::new() }));
+        let nothing = IoUsage { devices: Vec::new(), read_bytes: Some(0), write_bytes: Some(0) };
+        assert_eq!(sample(&[("io.stat", "")]).io, Some(nothing));
         assert_eq!(sample(&[]).io, None);
     }
 }

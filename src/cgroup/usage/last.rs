@@ -38,8 +38,12 @@ impl From<&Sample> for Usage {
         let memory = sample.memory.unwrap_or_default();
         let events = memory.events.unwrap_or_default();
         let pids = sample.pids.unwrap_or_default();
-        let io = |figure: fn(&IoDevice) -> Option<u64>| {
-            sample.io.as_ref().and_then(|io| sum(io.devices.iter().map(figure)))
+        let io = sample.io.as_ref();
+        // Of a sample that was kept in a history there are no devices, only what they read and wrote together.
+        let of_devices = |figure: fn(&IoDevice) -> Option<u64>| {
+            let devices = &io?.devices;
+            let is_kept = devices.is_empty() && io?.read_bytes.or(io?.write_bytes).is_some();
+            if is_kept { None } else { sum(devices.iter().map(figure)) }
         };
         Self {
             cpu_time: cpu.time,
@@ -50,10 +54,12 @@ impl From<&Sample> for Usage {
             memory_peak_bytes: memory.peak_bytes,
             memory_limit_hits: events.max,
             oom_kills: events.oom_kill,
-            io_read_bytes: io(|device| device.read_bytes),
-            io_write_bytes: io(|device| device.write_bytes),
-            io_reads: io(|device| device.reads),
-            io_writes: io(|device| device.writes),
+            io_read_bytes: of_devices(|device| device.read_bytes)
+                .or(io.and_then(|io| io.read_bytes)),
+            io_write_bytes: of_devices(|device| device.write_bytes)
+                .or(io.and_then(|io| io.write_bytes)),
+            io_reads: of_devices(|device| device.reads),
+            io_writes: of_devices(|device| device.writes),
             pids_peak: pids.peak,
             pids_limit_hits: pids.limit_hits,
         }
@@ -83,7 +89,10 @@ mod tests {
                 events: Some(MemoryEvents { oom_kill: Some(0), ..MemoryEvents::default() }),
                 ..MemoryUsage::default()
             }),
-            io: Some(IoUsage { devices: vec![device(100, Some(7)), device(11, None)] }),
+            io: Some(IoUsage {
+                devices: vec![device(100, Some(7)), device(11, None)],
+                ..IoUsage::default()
+            }),
             ..Sample::default()
         };
 

@@ -73,6 +73,11 @@ impl Sampler {
         Self { parent, name, open: None, last: None, names: BTreeMap::new() }
     }
 
+    /// Descriptors that are open now, with that of the directory above.
+    pub fn files(&self) -> usize {
+        1 + self.open.as_ref().map_or(0, |open| open.files.iter().flatten().count())
+    }
+
     /// Reads all that there is to read of the cgroup; `None` if there is no cgroup of that name.
     ///
     /// # Errors
@@ -264,6 +269,7 @@ mod tests {
         let again: Vec<_> =
             sampler.open.as_ref().unwrap().files.iter().flatten().map(raw).collect();
         assert_eq!(kept, again);
+        assert_eq!(sampler.files(), kept.len() + 1);
         assert!(!kept.is_empty() && kept.len() <= Sampler::FILES);
     }
 

@@ -14,7 +14,7 @@ use crate::support::{DEADLINE, DEWAR, Output, Pid, Scene, Task, need_root, p, ta
 use crate::terminal::Terminal;
 
 /// `dewar COMMAND … --address SOCKET`, not started yet.
-fn asking(node: &Node, arguments: &[&str]) -> Command {
+pub(super) fn asking(node: &Node, arguments: &[&str]) -> Command {
     let (command, rest) = arguments.split_first().unwrap();
     let mut asking = node.scene.command([command]);
     asking.arg("--address").arg(node.socket()).args(rest).env_remove("DEWAR_ADDRESS");
@@ -23,13 +23,13 @@ fn asking(node: &Node, arguments: &[&str]) -> Command {
 
 /// The same to its end.
 #[track_caller]
-fn ask(node: &Node, arguments: &[&str]) -> Output {
+pub(super) fn ask(node: &Node, arguments: &[&str]) -> Output {
     node.scene.output(asking(node, arguments))
 }
 
 /// `dewar launch` of a task in the scene.
 #[track_caller]
-fn launch(node: &Node, task: &Task, more: &[&str]) -> Output {
+pub(super) fn launch(node: &Node, task: &Task, more: &[&str]) -> Output {
     let (file, sandbox) = (node.scene.file("task.json", task.text()), node.scene.sandbox());
     let (file, sandbox) = (file.to_str().unwrap(), sandbox.to_str().unwrap());
     let arguments = ["launch", file, "--task-id", node.scene.id(), "--sandbox", sandbox];
@@ -54,7 +54,7 @@ fn end(node: &Node) {
 }
 
 #[track_caller]
-fn json(told: &Output) -> Value {
+pub(super) fn json(told: &Output) -> Value {
     assert_eq!(told.status, Some(0), "{told:?}");
     serde_json::from_str(&told.stdout).unwrap_or_else(|error| panic!("{error}: {told:?}"))
 }

@@ -6,9 +6,11 @@ mod clients;
 mod exec;
 mod gc;
 mod health;
+mod history;
 mod node;
 mod reading;
 mod tcp;
+mod top;
 
 use dewar::proto::watch_tasks_response::Message;
 use dewar::proto::{

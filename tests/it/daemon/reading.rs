@@ -328,22 +328,12 @@ fn usage_is_told_now_and_again_and_at_the_end() {
     node.launch(&task([p("a", gate.hold()), p("b", "true")]));
     let task_id = node.scene.id().to_owned();
     let mut observer = node.observer();
-    let past = Some(dewar::proto::Timestamp { seconds: 1, nanos: 0 });
     let get = GetUsageRequest { task_id: task_id.clone(), time: None, by_process: true };
-    let old = GetUsageRequest { time: past, by_process: false, ..get.clone() };
 
-    let lost = node.runtime.block_on(observer.get_usage(old.clone())).unwrap_err();
-    let now = node.runtime.block_on(observer.get_usage(get.clone())).unwrap().into_inner().usage;
-    let then = node.runtime.block_on(observer.get_usage(old.clone())).unwrap().into_inner().usage;
-    let both = GetUsageRequest { by_process: true, ..old };
-    let refused = node.runtime.block_on(observer.get_usage(both)).unwrap_err();
+    let now = node.runtime.block_on(observer.get_usage(get)).unwrap().into_inner().usage.unwrap();
 
-    assert_eq!((lost.code(), reason(&lost).as_str()), (Code::OutOfRange, "NO_HISTORY"));
-    let (now, then) = (now.unwrap(), then.unwrap());
     let names: Vec<_> = now.processes.iter().map(|process| process.name.as_str()).collect();
     assert_eq!((now.state(), names), (TaskState::Active, vec!["a", "b"]));
-    assert_eq!((then.time, then.processes.len()), (now.time, 0));
-    assert_eq!(refused.code(), Code::InvalidArgument);
 
     let watch = |millis: i32| WatchUsageRequest {
         task_id: task_id.clone(),
@@ -354,9 +344,12 @@ fn usage_is_told_now_and_again_and_at_the_end() {
     assert_eq!(short.code(), Code::InvalidArgument);
     node.runtime.block_on(async {
         let mut told = observer.watch_usage(watch(100)).await.unwrap().into_inner();
-        for _ in 0..3 {
+        for number in 0..3 {
             let usage = told.message().await.unwrap().unwrap().usage.unwrap();
             assert_eq!(usage.state(), TaskState::Active);
+            // Of what was told before, whoever else has the task read.
+            let rate = usage.sample.and_then(|sample| sample.cpu?.rate);
+            assert_eq!(rate.is_some(), number > 0, "{rate:?}");
         }
         // The end is told as it comes, not an hour later.
         let hour = Some(pbjson_types::Duration { seconds: 3600, nanos: 0 });

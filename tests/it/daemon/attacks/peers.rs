@@ -15,10 +15,10 @@ use dewar::proto::observer_service_client::ObserverServiceClient;
 use dewar::proto::runner_service_client::RunnerServiceClient;
 use dewar::proto::watch_tasks_response::Message;
 use dewar::proto::{
-    ExecRequest, ExecStart, GetNodeRequest, GetTaskRequest, GetUsageRequest, KillRequest,
-    LaunchRequest, ListFilesRequest, ListTasksRequest, LoseRequest, PauseRequest, ReadFileRequest,
-    ReadLogsRequest, RemoveRequest, Resources, ResumeRequest, SignalRequest, TaskState,
-    UpdateRequest, WaitRequest, WatchTasksRequest, WatchUsageRequest,
+    ExecRequest, ExecStart, GetNodeRequest, GetTaskRequest, GetUsageHistoryRequest,
+    GetUsageRequest, KillRequest, LaunchRequest, ListFilesRequest, ListTasksRequest, LoseRequest,
+    PauseRequest, ReadFileRequest, ReadLogsRequest, RemoveRequest, Resources, ResumeRequest,
+    SignalRequest, TaskState, UpdateRequest, WaitRequest, WatchTasksRequest, WatchUsageRequest,
 };
 use dewar::sys::socket;
 use tonic::metadata::MetadataMap;
@@ -137,6 +137,7 @@ fn answers(node: &Node, channel: &Channel, id: &str) -> Vec<(&'static str, Resul
         ask!(runner.remove, RemoveRequest { sandbox: true });
         ask!(observer.get_task, GetTaskRequest {});
         ask!(observer.get_usage, GetUsageRequest { ..Default::default() });
+        ask!(observer.get_usage_history, GetUsageHistoryRequest { ..Default::default() });
         ask!(observer.watch_usage, WatchUsageRequest { ..Default::default() });
         let process = "a".to_owned();
         ask!(observer.read_logs, ReadLogsRequest { process, ..Default::default() });
@@ -177,7 +178,7 @@ fn a_task_of_another_user_is_like_one_that_is_not_there() {
     let (foreign, unknown) =
         (answers(&node, &nobody, node.scene.id()), answers(&node, &nobody, &missing));
 
-    assert_eq!(foreign.len(), 16);
+    assert_eq!(foreign.len(), 17);
     assert_eq!(foreign, unknown);
     for (call, answer) in &foreign {
         // What is not there need not be removed.
