@@ -49,6 +49,7 @@
 //! - [`sys`]: system calls, and the only unsafe code
 //! - `tree`: walks a directory that changes meanwhile, some entries at a time
 //! - [`causes`]: an error with its causes, on one line
+//! - `words`, `escape`: values in words, and text that is safe to show
 //! - [`failpoint`]: named points between two effects, at which tests stop or fail us
 
 pub mod causes;
@@ -62,6 +63,7 @@ pub mod coordinator;
 #[cfg(feature = "net")]
 pub mod daemon;
 pub mod disk;
+mod escape;
 pub mod exec;
 pub mod explain;
 pub mod failpoint;
@@ -86,3 +88,4 @@ mod testing;
 mod tree;
 pub mod usage;
 pub mod view;
+mod words;

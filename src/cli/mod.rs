@@ -11,7 +11,7 @@
 //! | `patience.rs` | what if the daemon goes away meanwhile? |
 //! | `runner.rs`, `follow.rs` | how is a runner started, asked, and followed? |
 //! | `printer.rs`, `progress.rs` | what is printed while a task runs? |
-//! | `report.rs`, `words.rs`, `table.rs`, `json.rs` | how are states, ends, usages and tasks said? |
+//! | `report.rs`, `crate::words`, `table.rs`, `json.rs` | how are states, ends, usages and tasks said? |
 //! | `metered.rs`, `rates.rs` | what do tasks use, and how much of it per second? |
 //! | `term.rs`, `fullscreen.rs`, `out.rs` | what may reach a terminal, and what if nobody reads? |
 //!
@@ -67,13 +67,13 @@ mod update;
 mod wait;
 #[cfg(feature = "net")]
 mod watch;
-mod words;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Args, FromArgMatches, Parser};
 
+use crate::words;
 use args::{Cli, Command, Run};
 use failure::Failure;
 

@@ -3,32 +3,32 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use super::term::escape;
+use crate::escape::escape;
 use crate::proto::{
     KillStage, LimitLevel, OomKill, PidsLimit, ProcessState, RunView, TaskState, Timestamp,
     Unkillable, Usage, Verdict, VerdictReason,
 };
 
 /// A state of a task, such as `ACTIVE`.
-pub(super) fn task_state(state: TaskState) -> &'static str {
+pub(crate) fn task_state(state: TaskState) -> &'static str {
     let name = state.as_str_name();
     name.strip_prefix("TASK_STATE_").unwrap_or(name)
 }
 
 /// A state of a process or run, such as `RUNNING`.
-pub(super) fn process_state(state: ProcessState) -> &'static str {
+pub(crate) fn process_state(state: ProcessState) -> &'static str {
     let name = state.as_str_name();
     name.strip_prefix("PROCESS_STATE_").unwrap_or(name)
 }
 
 /// A name that stands among other words: what could be taken for one of them is quoted.
-pub(super) fn name(text: &str) -> String {
+pub(crate) fn name(text: &str) -> String {
     let quoted = text.is_empty() || text.contains(|c: char| c.is_whitespace() || c == '"');
     if quoted { format!("\"{}\"", escape(text).replace('"', "\\\"")) } else { escape(text).into() }
 }
 
 /// A span of time in at most seven characters, such as `0.25s`, `12.3s`, `3m07s`, `5h03m`, `12d04h`.
-pub(super) fn span(time: Duration) -> String {
+pub(crate) fn span(time: Duration) -> String {
     let seconds = time.as_secs();
     match seconds {
         0..10 => format!("{}.{:02}s", seconds, time.subsec_millis() / 10),
@@ -40,7 +40,7 @@ pub(super) fn span(time: Duration) -> String {
 }
 
 /// A number of bytes, such as `512 B` or `3.4 MiB`.
-pub(super) fn bytes(count: u64) -> String {
+pub(crate) fn bytes(count: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
     if count < 1024 {
         return format!("{count} B");
@@ -55,7 +55,7 @@ pub(super) fn bytes(count: u64) -> String {
 }
 
 /// A time of day to the millisecond, UTC, such as `2026-08-01T09:30:00.123Z`.
-pub(super) fn clock(time: Timestamp) -> String {
+pub(crate) fn clock(time: Timestamp) -> String {
     let text = time.to_string();
     match text.get(..23) {
         Some(millis) if text.ends_with('Z') => format!("{millis}Z"),
@@ -64,19 +64,19 @@ pub(super) fn clock(time: Timestamp) -> String {
 }
 
 /// From `earlier` to `later`; zero if the clock was set back between the two.
-pub(super) fn between(earlier: Timestamp, later: Timestamp) -> Duration {
+pub(crate) fn between(earlier: Timestamp, later: Timestamp) -> Duration {
     let nanos = later.unix_nanos().saturating_sub(earlier.unix_nanos());
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(0))
 }
 
 /// CPU time of a usage, where it is known.
-pub(super) fn cpu(usage: &Usage) -> Option<Duration> {
+pub(crate) fn cpu(usage: &Usage) -> Option<Duration> {
     Duration::try_from(usage.cpu_time?).ok()
 }
 
 /// How and why a run ended, such as `exit status 3`; `None` while it lives, and when there is nothing to say
 /// about a success.
-pub(super) fn ending(run: &RunView) -> Option<String> {
+pub(crate) fn ending(run: &RunView) -> Option<String> {
     let verdict = run.verdict.as_ref()?;
     let is_reason = verdict.reason() == VerdictReason::Oom;
     let notes = [
@@ -160,7 +160,7 @@ fn whose(level: LimitLevel, cgroup: Option<&str>) -> String {
 }
 
 /// What was killed and does not die, such as `cannot be killed: pid 12 (dd), D in jbd2_log_wait_commit`.
-pub(super) fn unkillable(unkillable: &Unkillable) -> String {
+pub(crate) fn unkillable(unkillable: &Unkillable) -> String {
     let process = |of: &crate::proto::StuckProcess| {
         let at = of.wchan.as_deref().map(|wchan| format!(" in {}", escape(wchan)));
         format!(
@@ -188,7 +188,7 @@ fn stage(stage: KillStage) -> &'static str {
 }
 
 /// What a run used, such as `0.31s CPU, peak 3.4 MiB`; empty where nothing is known.
-pub(super) fn usage(usage: &Usage) -> String {
+pub(crate) fn usage(usage: &Usage) -> String {
     let mut parts = Vec::new();
     if let Some(time) = cpu(usage) {
         parts.push(format!("{} CPU", span(time)));
@@ -208,7 +208,7 @@ pub(super) fn usage(usage: &Usage) -> String {
 }
 
 /// What limits did to whoever used this, such as `throttled 3.21s, 1 OOM kill`; empty if nothing.
-pub(super) fn limits_hit(usage: &Usage) -> String {
+pub(crate) fn limits_hit(usage: &Usage) -> String {
     let throttled = usage.cpu_throttled_time.and_then(|time| Duration::try_from(time).ok());
     let throttled = throttled.filter(|time| !time.is_zero());
     let counted = |count: Option<u64>, one: &str, many: &str| {
