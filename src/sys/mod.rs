@@ -18,6 +18,7 @@
 //! - [`quota`]: what the kernel accounts to a project
 //! - `ready`: descriptors that the daemon waits for
 //! - [`signal`]: dispositions and mask
+//! - `sock_diag`: whose a TCP connection of this host is
 //! - [`socket`]: descriptors and credentials over unix sockets
 //! - [`terminal`]: both sides of a terminal
 //! - [`xattr`]: extended attributes
@@ -46,6 +47,8 @@ pub mod quota;
 #[cfg(feature = "net")]
 pub mod ready;
 pub mod signal;
+#[cfg(feature = "net")]
+pub mod sock_diag;
 pub mod socket;
 pub mod terminal;
 pub mod xattr;
