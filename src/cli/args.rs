@@ -97,7 +97,7 @@ pub(super) enum Command {
     Completion(Completion),
     /// Serve control and observation of all tasks over gRPC.
     #[cfg(feature = "net")]
-    Serve(Serve),
+    Serve(Box<Serve>),
     /// Ask the daemon whether it serves.
     #[cfg(feature = "net")]
     Health(Health),
@@ -133,6 +133,10 @@ pub(super) struct Serve {
     /// Group whose members may see and do everything, as root may; ignored if there is no such group
     #[arg(long, value_name = "GROUP", default_value = "dewar")]
     pub(super) group: String,
+
+    /// Group whose members may see everything, and do no more than anybody else; ignored if there is no such group [default: none]
+    #[arg(long, value_name = "GROUP")]
+    pub(super) observer_group: Option<String>,
 
     /// Cgroup that all others are made in [default: the one that was delegated, else as root /sys/fs/cgroup/dewar]
     #[arg(long, value_name = "DIR")]

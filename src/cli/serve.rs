@@ -20,7 +20,7 @@ pub(super) fn run(args: &Serve) -> Result<u8, Failure> {
         root: place::root(&args.root)?,
         socket: args.address.clone(),
         socket_mode: args.socket_mode,
-        admins: Admins::group(&args.group),
+        admins: Admins::groups(&args.group, args.observer_group.as_deref()),
         cgroup_base: args.cgroup_base.clone(),
         tls: tls(&args.tls),
         sampling: sampling(args)?,

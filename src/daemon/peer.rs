@@ -12,12 +12,15 @@ use super::status;
 pub struct Admins {
     /// Members of this group.
     pub gid: Option<u32>,
+    /// Members of this group may see everything, and do no more than anybody else.
+    pub observers: Option<u32>,
 }
 
 impl Admins {
-    /// The group that is called so in the host's database, if it is there.
-    pub fn group(name: &str) -> Self {
-        Self { gid: Group::from_name(name).ok().flatten().map(|group| group.gid.as_raw()) }
+    /// The groups that are called so in the host's database, as far as they are there.
+    pub fn groups(name: &str, observers: Option<&str>) -> Self {
+        let gid = |name: &str| Some(Group::from_name(name).ok()??.gid.as_raw());
+        Self { gid: gid(name), observers: observers.and_then(gid) }
     }
 }
 
@@ -47,22 +50,24 @@ pub(crate) struct Peer {
     pub(crate) pid: Option<i32>,
     /// Whether all tasks are its own.
     pub(crate) is_admin: bool,
+    /// Whether it sees all tasks; of a caller over TCP its certificate says so.
+    pub(crate) is_observer: bool,
     /// Of a caller over TCP.
     pub(crate) certificate: Option<Certificate>,
 }
 
 impl Peer {
-    pub(super) fn new(uid: u32, groups: &[u32], pid: Option<i32>, admins: Admins) -> Self {
-        let is_admin = uid == 0
-            || uid == geteuid().as_raw()
-            || admins.gid.is_some_and(|gid| groups.contains(&gid));
-        Self { uid, pid, is_admin, certificate: None }
+    pub(crate) fn new(uid: u32, groups: &[u32], pid: Option<i32>, admins: Admins) -> Self {
+        let is_in = |gid: Option<u32>| gid.is_some_and(|gid| groups.contains(&gid));
+        let is_admin = uid == 0 || uid == geteuid().as_raw() || is_in(admins.gid);
+        Self { uid, pid, is_admin, is_observer: is_in(admins.observers), certificate: None }
     }
 
     /// Whoever has `certificate`.
     pub(super) fn certified(certificate: Certificate) -> Self {
         let is_admin = certificate.role == Role::Admin;
-        Self { uid: geteuid().as_raw(), pid: None, is_admin, certificate: Some(certificate) }
+        let uid = geteuid().as_raw();
+        Self { uid, pid: None, is_admin, is_observer: false, certificate: Some(certificate) }
     }
 
     /// The caller of `request`.
@@ -75,9 +80,9 @@ impl Peer {
         self.certificate.is_none().then_some(self.uid)
     }
 
-    /// The caller of `request`, which changes something.
+    /// The caller of `request`, which changes something: what somebody may only see does not exist for it.
     pub(crate) fn that_controls<T>(request: &Request<T>) -> Result<Self, Status> {
-        let peer = Self::of(request)?;
+        let peer = Self { is_observer: false, ..Self::of(request)? };
         match &peer.certificate {
             Some(Certificate { role: Role::Observer, subject }) => {
                 let text = format!("{subject}: its certificate is that of an observer");
@@ -92,7 +97,7 @@ impl Peer {
         match &self.certificate {
             // Both roles see everything; the user id is not the caller's.
             Some(Certificate { role: Role::Admin | Role::Observer, .. }) => true,
-            None => self.is_admin || owner == Some(self.uid),
+            None => self.is_admin || self.is_observer || owner == Some(self.uid),
         }
     }
 }
@@ -118,7 +123,7 @@ mod tests {
     /// attack 54: root, the group and the daemon's own user see all, anybody else their own.
     #[test]
     fn a_user_sees_their_own_tasks_and_admins_all() {
-        let admins = Admins { gid: Some(77) };
+        let admins = Admins { gid: Some(77), observers: Some(88) };
         let stranger = geteuid().as_raw() + 1001;
 
         assert!(Peer::new(0, &[], None, admins).sees(None));
@@ -126,5 +131,19 @@ mod tests {
         let own = Peer::new(stranger, &[5], None, admins);
         assert!(own.sees(Some(stranger)));
         assert!(!own.sees(Some(stranger + 1)) && !own.sees(Some(0)) && !own.sees(None));
+    }
+
+    #[test]
+    fn an_observer_sees_all_and_controls_their_own() {
+        let admins = Admins { gid: Some(77), observers: Some(88) };
+        let stranger = geteuid().as_raw() + 1001;
+        let observer = Peer::new(stranger, &[88], None, admins);
+        assert!(observer.sees(Some(stranger + 1)) && observer.sees(None) && !observer.is_admin);
+
+        let mut request = Request::new(());
+        request.extensions_mut().insert(observer);
+        let controls = Peer::that_controls(&request).unwrap();
+        assert!(controls.sees(Some(stranger)));
+        assert!(!controls.sees(Some(stranger + 1)) && !controls.sees(None));
     }
 }

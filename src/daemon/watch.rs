@@ -391,7 +391,8 @@ mod tests {
         let registry = Registry::new(Root::new("/nowhere").unwrap());
         let id = TaskId::new("a").unwrap();
         let entry = Entry::of(&TaskView { task_id: id.to_string(), ..Default::default() }, None);
-        let admin = Peer { uid: 0, pid: None, is_admin: true, certificate: None };
+        let admin =
+            Peer { uid: 0, pid: None, is_admin: true, is_observer: false, certificate: None };
         let mut news = registry.next();
         let from = *news.borrow_and_update();
 
