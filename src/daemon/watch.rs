@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use regex_lite::Regex;
+use regex_lite::{Regex, RegexBuilder};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
@@ -33,6 +33,9 @@ const QUEUE: usize = 16;
 const BATCH: usize = 256;
 /// Most bytes of a pattern.
 const MAX_PATTERN: usize = 1024;
+/// Most bytes that it may be compiled to: a few characters can ask for millions of states, each of which costs at each character of
+/// each id.
+const MAX_PROGRAM: usize = 128 << 10;
 
 /// All that is told about a task, wherever it is kept.
 ///
@@ -76,7 +79,9 @@ impl Filter {
                 let found = format!("{} bytes", pattern.len());
                 return Err(status::bad_field("filter.pattern", found, "at most 1024"));
             }
-            Regex::new(&format!("^(?:{pattern})$"))
+            RegexBuilder::new(&format!("^(?:{pattern})$"))
+                .size_limit(MAX_PROGRAM)
+                .build()
                 .map_err(|error| status::bad_field("filter.pattern", error, "a regular expression"))
         });
         let labels = labels.into_iter().collect();
