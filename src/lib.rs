@@ -41,6 +41,7 @@
 //! - [`control`]: asks a live runner for the end of its task, or to be nudged
 //! - [`reach`]: the same, where a runner may have to be started first
 //! - [`daemon`]: serves all of it over gRPC
+//! - [`web`]: the daemon's page, for browsers
 //! - [`client`]: asks a daemon
 //! - [`cli`]: the commands
 //!
@@ -88,4 +89,6 @@ mod testing;
 mod tree;
 pub mod usage;
 pub mod view;
+#[cfg(feature = "net")]
+pub mod web;
 mod words;

@@ -19,6 +19,8 @@ use crate::control::REASON_MAX;
 use crate::gc::{Amount, Limits};
 use crate::proto::Timestamp;
 use crate::sys::clock;
+#[cfg(feature = "net")]
+use crate::web::Listen;
 
 const ABOUT: &str = "\
 Runs tasks, each a set of processes in their order, in cgroup v2, and never loses track of one.";
@@ -108,6 +110,7 @@ const SERVE_EXAMPLES: &str = "\
 Examples:
   dewar serve                                     as root: /run/dewar/dewar.sock, tasks in /var/lib/dewar
   dewar serve --address /tmp/d.sock --root /tmp/d  somewhere else
+  dewar serve --web '[::1]:8080'                  the page for browsers, elsewhere on loopback
   grpcurl -plaintext -unix /run/dewar/dewar.sock dewar.v1.ObserverService/ListTasks
 
 The daemon may be killed, restarted or replaced at any time: tasks do not notice. docs/api.md has every call.";
@@ -137,6 +140,11 @@ pub(super) struct Serve {
     /// Group whose members may see everything, and do no more than anybody else; ignored if there is no such group [default: none]
     #[arg(long, value_name = "GROUP")]
     pub(super) observer_group: Option<String>,
+
+    /// Loopback address of the page for browsers, or `off`; each user sees there what they see on the socket
+    /// [default: 127.0.0.1:1338, if it is free]
+    #[arg(long, value_name = "ADDR:PORT|off", env = "DEWAR_WEB")]
+    pub(super) web: Option<Listen>,
 
     /// Cgroup that all others are made in [default: the one that was delegated, else as root /sys/fs/cgroup/dewar]
     #[arg(long, value_name = "DIR")]

@@ -23,6 +23,7 @@ pub(super) fn run(args: &Serve) -> Result<u8, Failure> {
         admins: Admins::groups(&args.group, args.observer_group.as_deref()),
         cgroup_base: args.cgroup_base.clone(),
         tls: tls(&args.tls),
+        web: args.web.unwrap_or_default(),
         sampling: sampling(args)?,
         gc: args.gc.limits(),
     };

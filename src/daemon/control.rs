@@ -29,7 +29,7 @@ pub(super) struct Control {
 }
 
 /// Does `work` where it may block. A caller that leaves does not stop it.
-pub(super) async fn block<T: Send + 'static>(
+pub(crate) async fn block<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Status> + Send + 'static,
 ) -> Result<T, Status> {
     // What is logged there is of the same call.

@@ -61,12 +61,7 @@ pub(super) async fn read(
     request: ReadFileRequest,
 ) -> Result<Answers<ReadFileResponse>, Status> {
     let ReadFileRequest { task_id, path, offset, length } = request;
-    let (id, _) = node.known(&peer, &task_id)?;
-    let path = sandbox_path(&path)?;
-    let file = {
-        let node = node.clone();
-        block(move || files(&node, &id)?.open(&path).map_err(|error| of_file(&error))).await?
-    };
+    let file = open(node.clone(), &peer, &task_id, &path).await?;
     let range = Range { file, offset, left: length.unwrap_or(u64::MAX) };
     let (to_client, answers) = mpsc::channel(QUEUE);
     tokio::spawn(async move {
@@ -74,6 +69,22 @@ pub(super) async fn read(
         finish(&node, &to_client, told).await;
     });
     Ok(Box::pin(ReceiverStream::new(answers)))
+}
+
+/// Opens a file for reading.
+///
+/// # Errors
+///
+/// As those of [`read`].
+pub(super) async fn open(
+    node: Arc<Node>,
+    peer: &Peer,
+    task_id: &str,
+    path: &str,
+) -> Result<SandboxFile, Status> {
+    let (id, _) = node.known(peer, task_id)?;
+    let path = sandbox_path(path)?;
+    block(move || files(&node, &id)?.open(&path).map_err(|error| of_file(&error))).await
 }
 
 /// What is still to be read of a file.

@@ -14,22 +14,24 @@
 //! | `control.rs`, `launch.rs`, `exec.rs` | `RunnerService` |
 //! | `observe.rs`, `watch.rs`, `usage.rs`, `logs.rs`, `files.rs` | `ObserverService` |
 //! | `sample.rs`, `history.rs`, `disk.rs` | what did tasks use of late, and what do their sandboxes take? |
+//! | `inside.rs` | what does the page ask for beside these? |
 //! | `status.rs` | how is an error told? |
 #![allow(clippy::disallowed_methods, reason = "a server")]
 
-mod control;
-mod counts;
+pub(crate) mod control;
+pub(crate) mod counts;
 mod disk;
 mod exec;
 mod files;
 mod follow;
 mod gc;
 mod history;
+pub(crate) mod inside;
 mod launch;
 mod listen;
 mod logs;
-mod observe;
-mod peer;
+pub(crate) mod observe;
+pub(crate) mod peer;
 mod registry;
 mod sample;
 mod status;
@@ -58,6 +60,7 @@ use crate::proto::Timestamp;
 use crate::proto::observer_service_server::ObserverServiceServer;
 use crate::proto::runner_service_server::RunnerServiceServer;
 use crate::sys::{clock, init, limit, lock};
+use crate::web;
 
 pub use exec::{ExecAnswers, exec_here};
 pub use listen::{ListenError, default_socket};
@@ -97,6 +100,8 @@ pub struct Options {
     pub cgroup_base: Option<PathBuf>,
     /// TCP, beside the socket.
     pub tls: Option<TlsOptions>,
+    /// The page.
+    pub web: web::Listen,
     /// How often it is read what tasks use, and how long that is kept; `None`: never.
     pub sampling: Option<Sampling>,
     /// When tasks that are over are removed by themselves; without any limit, never.
@@ -124,6 +129,9 @@ pub enum ServeError {
     /// TCP cannot be served as it is to be.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The page cannot be served as it is to be.
+    #[error(transparent)]
+    Web(#[from] web::ListenError),
     /// A call failed.
     #[error("{call}")]
     Sys {
@@ -171,7 +179,8 @@ pub(crate) struct Node {
 ///
 /// [`ServeError`]. Tasks are not touched by any.
 pub fn serve(options: Options) -> Result<(), ServeError> {
-    let Options { root, socket, socket_mode, admins, cgroup_base, tls, sampling, gc } = options;
+    let Options { root, socket, socket_mode, admins, cgroup_base, tls, web, sampling, gc } =
+        options;
     limit::raise_open_files().map_err(ServeError::sys("raise RLIMIT_NOFILE"))?;
     root.create()?;
     let _only = only_one(&root)?;
@@ -227,7 +236,13 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
             }
         };
         let address = tls.as_ref().map(|tls| tracing::field::display(tls.address()));
-        tracing::info!(socket = name, tls = address, root = %node.root.path().display(), "serving");
+        let page = web::bind(web)?;
+        let web = page.as_ref().map(|page| tracing::field::display(page.address()));
+        tracing::info!(socket = name, tls = address, web, root = %node.root.path().display(), "serving");
+        if let Some(page) = page {
+            let observe = observe::Observe { node: node.clone() };
+            tokio::spawn(page.serve(observe, admins, node.stopping.clone()));
+        }
         read_again_when_asked(tls)?;
         run(node, incoming, stop).await
     });

@@ -25,12 +25,13 @@ use crate::request;
 use crate::task::TaskId;
 
 /// The service.
-pub(super) struct Observe {
+#[derive(Debug, Clone)]
+pub(crate) struct Observe {
     pub(super) node: Arc<Node>,
 }
 
 /// A stream of answers.
-pub(super) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+pub(crate) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// Most entries of a page.
 const MAX_PAGE: usize = 1000;

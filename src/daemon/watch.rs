@@ -312,7 +312,7 @@ async fn one(
 
 /// Waits until something may have happened to a task since item `from`, which `news` told of before the caller looked at the
 /// task: what happens while it looks must not be taken for seen. `false`: the task is not there any more.
-async fn happened(
+pub(super) async fn happened(
     registry: &Registry,
     peer: &Peer,
     id: &TaskId,

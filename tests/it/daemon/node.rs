@@ -41,7 +41,7 @@ impl Node {
         Self::of(Scene::new(), arguments)
     }
 
-    fn of(scene: Scene, arguments: &[&str]) -> Self {
+    pub(super) fn of(scene: Scene, arguments: &[&str]) -> Self {
         let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
         let daemon = serve(&scene, &arguments);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -156,7 +156,8 @@ impl Scene {
         arguments: impl IntoIterator<Item = A>,
     ) -> Command {
         let mut command = Command::new(DEWAR);
-        command.args(arguments);
+        // Many daemons serve at one time; whose page it is that is on the default port, nobody knows.
+        command.args(arguments).env("DEWAR_WEB", "off");
         command
     }
 
