@@ -21,7 +21,7 @@ check:
 build:
     cargo build --release --locked
 
-# Time and size against floors measured in the same run: all, or one of one, wide, asleep, replay, samples, thousand, kill, calls, rate, node, known.
+# Time and size against floors measured in the same run: all, or one of one, wide, asleep, replay, samples, thousand, kill, calls, rate, node, known, page.
 bench PART="": build
     cargo bench --bench run -- {{PART}}
 

@@ -409,6 +409,7 @@ impl Tasks {
         if over {
             self.forget(token);
         } else {
+            self.registry.runner_died();
             let pause = RESTART[live.missed.min(RESTART.len() - 1)];
             tracing::warn!(task = %live.id, pause_ms = pause, "the runner is gone; another is started");
             live.missed += 1;

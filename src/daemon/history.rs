@@ -722,6 +722,11 @@ impl History {
         self.processes.is_empty() || self.processes.iter().any(|of| of.name == process)
     }
 
+    /// The task as it was read last.
+    pub(crate) fn last(&self) -> Option<Point> {
+        self.task.last()
+    }
+
     /// The reading that was made nearest to a time; before the first that is kept the first, after the last the last; `None` if there is
     /// none. With `by_process` each process, in declared order, as it was then.
     pub(crate) fn get(&self, time: Timestamp, by_process: bool) -> Option<TaskUsage> {

@@ -15,6 +15,7 @@
 //! | `observe.rs`, `watch.rs`, `usage.rs`, `logs.rs`, `files.rs` | `ObserverService` |
 //! | `sample.rs`, `history.rs`, `disk.rs` | what did tasks use of late, and what do their sandboxes take? |
 //! | `inside.rs` | what does the page ask for beside these? |
+//! | `metrics.rs` | what is told to Prometheus? |
 //! | `status.rs` | how is an error told? |
 #![allow(clippy::disallowed_methods, reason = "a server")]
 
@@ -30,6 +31,7 @@ pub(crate) mod inside;
 mod launch;
 mod listen;
 mod logs;
+mod metrics;
 pub(crate) mod observe;
 pub(crate) mod peer;
 mod registry;

@@ -11,7 +11,9 @@ use tokio::sync::watch as cell;
 
 use super::peer::Peer;
 use crate::checkpoint::Root;
-use crate::proto::{Event, Launch, TaskState, TaskSummary, TaskView, Timestamp};
+use crate::proto::{
+    Event, Launch, ProcessState, RunView, TaskState, TaskSummary, TaskView, Timestamp,
+};
 use crate::sys::clock;
 use crate::task::TaskId;
 
@@ -65,6 +67,54 @@ pub(crate) enum News {
     Removed,
 }
 
+/// What has happened since this daemon began, counted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    /// Tasks that were accepted.
+    pub(crate) accepted: u64,
+    /// Tasks that ended, by their state.
+    pub(crate) ended: BTreeMap<TaskState, u64>,
+    /// Tasks that were removed.
+    pub(crate) removed: u64,
+    /// Runs that were begun.
+    pub(crate) runs_begun: u64,
+    /// Runs that ended, by their state.
+    pub(crate) runs_ended: BTreeMap<ProcessState, u64>,
+    /// Processes that runs lost to the OOM killer, of runs that ended.
+    pub(crate) oom_kills: u64,
+    /// Runners that died before their task was over.
+    pub(crate) runners_died: u64,
+}
+
+impl Tally {
+    fn count(&mut self, news: &News) {
+        match news {
+            News::Accepted => self.accepted += 1,
+            News::Removed => self.removed += 1,
+            News::Event(event) => {
+                if event.task_state.is_some() && is_terminal(event.task_state()) {
+                    *self.ended.entry(event.task_state()).or_default() += 1;
+                }
+                if let Some(run) = &event.run {
+                    self.count_run(run);
+                }
+            }
+        }
+    }
+
+    fn count_run(&mut self, run: &RunView) {
+        match run.state() {
+            ProcessState::Forked => self.runs_begun += 1,
+            state if run.end_time.is_some() => {
+                *self.runs_ended.entry(state).or_default() += 1;
+                let kills = run.usage.as_ref().and_then(|usage| usage.oom_kills);
+                self.oom_kills += kills.unwrap_or_default();
+            }
+            _ => {}
+        }
+    }
+}
+
 /// Something that happened to a task, with the task after it.
 #[derive(Debug, Clone)]
 pub(crate) struct Item {
@@ -96,6 +146,7 @@ struct Shared {
     tasks: BTreeMap<TaskId, Entry>,
     history: VecDeque<Item>,
     next: u64,
+    tally: Tally,
 }
 
 impl Registry {
@@ -167,6 +218,16 @@ impl Registry {
         self.next.subscribe()
     }
 
+    /// What has happened since this daemon began.
+    pub(crate) fn tally(&self) -> Tally {
+        self.shared().tally.clone()
+    }
+
+    /// Counts a runner that died before its task was over.
+    pub(super) fn runner_died(&self) {
+        self.shared().tally.runners_died += 1;
+    }
+
     /// Takes in a task as it was found, and tells nobody.
     pub(super) fn found(&self, id: &TaskId, entry: Entry) {
         self.shared().tasks.insert(id.clone(), entry);
@@ -204,6 +265,7 @@ impl Registry {
 
 impl Shared {
     fn push(&mut self, news: News, entry: Entry) {
+        self.tally.count(&news);
         if self.history.len() == HISTORY {
             self.history.pop_front();
         }

@@ -15,6 +15,7 @@
 //! | `tasks.rs`, `task.rs`, `process.rs`, `logs.rs`, `files.rs` | the pages |
 //! | `dag.rs`, `chart.rs` | the drawings |
 //! | `json.rs` | the same for programs |
+//! | `metrics.rs` | what Prometheus asks for |
 //!
 //! What others have chosen (names, ids, output, names of files) reaches a page by [`maud`] alone, which escapes it, and with
 //! what acts or hides made visible ([`crate::escape`]). No script and no style stands in a page, and none would be run.
@@ -31,6 +32,7 @@ mod layout;
 mod listen;
 mod live;
 mod logs;
+mod metrics;
 mod params;
 mod process;
 mod task;
@@ -80,6 +82,7 @@ fn router(web: Web) -> Router {
         .route("/filedata/{id}/{*path}", get(files::data))
         .route("/download/{id}/{*path}", get(files::download))
         .nest("/j", json::router())
+        .route("/metrics", get(metrics::page))
         .route("/health", get(|| async { "ok\n" }))
         .route("/assets/dewar.css", get(|| asset("text/css; charset=utf-8", STYLE)))
         .route("/assets/dewar.js", get(|| asset("text/javascript; charset=utf-8", SCRIPT)))

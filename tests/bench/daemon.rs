@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::os::unix::net::{UnixDatagram, UnixStream as StdUnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -25,7 +26,7 @@ use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 
-use super::{DEWAR, bash, dewar, median, proc, proportional, row, switches, time, write};
+use super::{DEWAR, against, bash, dewar, median, proc, proportional, row, switches, time, write};
 
 const TRUE: &str = "processes: [{name: t, cmdline: 'true'}]\n";
 const SLEEP: &str = "processes: [{name: t, cmdline: 'exec sleep 600'}]\n";
@@ -86,11 +87,17 @@ impl Drop for Node {
 
 /// Starts a daemon, and waits until it tells that it is ready (sd_notify(3)).
 fn serve(dir: &Path) -> Child {
+    serve_with(dir, &["--web", "off"])
+}
+
+/// With `arguments`, and the page nowhere unless they say so.
+fn serve_with(dir: &Path, arguments: &[&str]) -> Child {
     let notify = dir.join("notify");
     let _ = fs::remove_file(&notify);
     let ready = UnixDatagram::bind(&notify).unwrap();
     let mut command = Command::new(DEWAR);
     command.args(["serve", "--root"]).arg(dir.join("root")).arg("--address").arg(socket(dir));
+    command.args(arguments);
     let log = fs::File::create(dir.join("log")).unwrap();
     command.env("NOTIFY_SOCKET", &notify).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
     let daemon = command.spawn().unwrap();
@@ -411,9 +418,20 @@ pub(super) fn node(dir: &Path) {
         &format!("{} kB", proportional(node.pid())),
         "–",
     );
-    // What the launches left to do is over by then.
+    asleep(&node, "each sampled once in 10 s");
+    restart_with(&mut node, &["--web", "off", "--sample-interval", "off"]);
+    asleep(&node, "none sampled");
+    restart(&mut node, TASKS as u64, "live");
+    for n in 0..TASKS {
+        end(&node, &format!("s{n}"));
+    }
+}
+
+/// What a node costs on which nothing happens.
+fn asleep(node: &Node, sampled: &str) {
+    // What the launches, or the start of the daemon, left to do is over by then.
     std::thread::sleep(Duration::from_secs(2));
-    let ours = ours(&node);
+    let ours = ours(node);
     let count = || {
         ours.iter()
             .map(|&pid| (ticks(pid), switches(pid)))
@@ -423,15 +441,14 @@ pub(super) fn node(dir: &Path) {
     std::thread::sleep(Duration::from_secs(10));
     let (ticks_after, woken_after) = count();
     row(
-        &format!("{} processes of ours, 1,000 tasks asleep, 10 s: CPU time, wake-ups", ours.len()),
+        &format!(
+            "{} processes of ours, 1,000 tasks asleep, {sampled}, 10 s: CPU time, wake-ups",
+            ours.len()
+        ),
         "0",
         &format!("{} ms, {}", (ticks_after - ticks) * 10, woken_after - woken),
         "–",
     );
-    restart(&mut node, TASKS as u64, "live");
-    for n in 0..TASKS {
-        end(&node, &format!("s{n}"));
-    }
 }
 
 /// The daemon and all runners and coordinators.
@@ -455,6 +472,12 @@ fn ticks(pid: u64) -> u64 {
     let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
     // utime and stime, proc_pid_stat(5).
     fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+fn restart_with(node: &mut Node, arguments: &[&str]) {
+    node.kill();
+    node.daemon = serve_with(&node.dir, arguments);
+    node.channel = node.runtime.block_on(connect(&node.dir));
 }
 
 /// kill -9 of the daemon, and from the start of another one to its first answer, which knows all `tasks`.
@@ -496,4 +519,50 @@ pub(super) fn known(dir: &Path) {
         );
         restart(&mut node, tasks as u64, "finished");
     }
+}
+
+/// The page and the metrics of a node with many tasks.
+pub(super) fn page(dir: &Path) {
+    const ENDED: usize = 10_000;
+    const LIVE: usize = 1000;
+    let mut node = Node::new(dir);
+    flood(&node, "k", ENDED, TRUE, true);
+    flood(&node, "s", LIVE, SLEEP, false);
+    restart_with(&mut node, &["--web", "127.0.0.1:0", "--sample-interval", "1s"]);
+    let before = proportional(node.pid());
+    let log = fs::read_to_string(node.dir.join("log")).unwrap();
+    let web = log.rsplit_once(" web=").unwrap().1.split_whitespace().next().unwrap();
+    // A sample of each task at least.
+    std::thread::sleep(Duration::from_secs(3));
+    let floor = median((0..20).map(|_| time(|| drop(get(web, "/health")))).collect());
+    for (what, target) in [
+        ("first page", "/"),
+        ("page of ended tasks", "/?state=success"),
+        ("page of a live task", "/task/s0"),
+        ("metrics", "/metrics"),
+    ] {
+        let mut bytes = 0;
+        let each = (0..20).map(|_| time(|| bytes = get(web, target).len())).collect();
+        let what =
+            format!("{what}, {bytes} bytes; 10,000 ended and 1,000 live tasks (median of 20)");
+        against(&what, floor, median(each));
+    }
+    let memory = format!("{} kB", proportional(node.pid()));
+    let what = "memory of a daemon with 11,000 tasks, the page looked at, 1,000 sampled: PSS";
+    row(what, &format!("{before} kB just begun"), &memory, "–");
+    for n in 0..LIVE {
+        end(&node, &format!("s{n}"));
+    }
+}
+
+/// The answer to GET, which is no error.
+fn get(web: &str, target: &str) -> Vec<u8> {
+    let mut stream = TcpStream::connect(web).unwrap();
+    let request = format!("GET {target} HTTP/1.0\r\nHost: {web}\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    let head = String::from_utf8_lossy(&answer[..32]).into_owned();
+    assert!(head.contains(" 200 "), "{target}: {head}");
+    answer
 }

@@ -50,6 +50,8 @@ const PARTS: &[(&str, Measure)] = &[
     ("node", daemon::node),
     #[cfg(feature = "net")]
     ("known", daemon::known),
+    #[cfg(feature = "net")]
+    ("page", daemon::page),
 ];
 
 fn main() {

@@ -39,7 +39,7 @@ const OF_TASK: [&str; 17] = [
 
 /// The answer to GET as another user.
 #[track_caller]
-fn as_nobody(port: u16, target: &str) -> Answer {
+pub(super) fn as_nobody(port: u16, target: &str) -> Answer {
     let script = r#"exec 3<>"/dev/tcp/127.0.0.1/$0"; printf 'GET %s HTTP/1.0\r\nHost: localhost\r\n\r\n' "$1" >&3; cat <&3"#;
     let mut command = Command::new("setpriv");
     command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "/bin/bash", "-c", script]);

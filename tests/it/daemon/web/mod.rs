@@ -2,6 +2,7 @@
 
 mod attacks;
 mod http;
+mod metrics;
 
 use std::fs;
 use std::time::Instant;
