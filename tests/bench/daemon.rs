@@ -418,19 +418,25 @@ pub(super) fn node(dir: &Path) {
         &format!("{} kB", proportional(node.pid())),
         "–",
     );
-    asleep(&node, "each sampled once in 10 s");
-    restart_with(&mut node, &["--web", "off", "--sample-interval", "off"]);
-    asleep(&node, "none sampled");
+    for (more, what) in [
+        (&["--sample-interval", "off"][..], "none sampled"),
+        (&["--disk-interval", "off"], "each sampled every 10 s"),
+        (&[], "and each sandbox measured every 60 s"),
+    ] {
+        restart_with(&mut node, &[&["--web", "off"], more].concat());
+        asleep(&node, what);
+    }
     restart(&mut node, TASKS as u64, "live");
     for n in 0..TASKS {
         end(&node, &format!("s{n}"));
     }
 }
 
-/// What a node costs on which nothing happens.
-fn asleep(node: &Node, sampled: &str) {
-    // What the launches, or the start of the daemon, left to do is over by then.
-    std::thread::sleep(Duration::from_secs(2));
+/// What a minute of a node costs on which a thousand tasks are asleep.
+fn asleep(node: &Node, what: &str) {
+    const MINUTE: Duration = Duration::from_secs(60);
+    // What the launches, and the start of the daemon, left to do is over by then.
+    std::thread::sleep(Duration::from_secs(12));
     let ours = ours(node);
     let count = || {
         ours.iter()
@@ -438,15 +444,16 @@ fn asleep(node: &Node, sampled: &str) {
             .fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1))
     };
     let (ticks, woken) = count();
-    std::thread::sleep(Duration::from_secs(10));
+    std::thread::sleep(MINUTE);
     let (ticks_after, woken_after) = count();
+    let (cpu, woken) = ((ticks_after - ticks) * 10, woken_after - woken);
+    let processes = ours.len();
     row(
         &format!(
-            "{} processes of ours, 1,000 tasks asleep, {sampled}, 10 s: CPU time, wake-ups",
-            ours.len()
+            "{processes} processes of ours, 1,000 tasks asleep, {what}, 60 s: CPU time, wake-ups of main threads; PSS of the daemon"
         ),
         "0",
-        &format!("{} ms, {}", (ticks_after - ticks) * 10, woken_after - woken),
+        &format!("{cpu} ms, {woken}; {} kB", proportional(node.pid())),
         "–",
     );
 }
