@@ -50,6 +50,9 @@ fn what_is_left_behind_fails_its_test() {
     let scene = Scene::new();
     let mut command = std::process::Command::new("sleep");
     let mut left = command.arg("60").env("HOME", scene.sandbox()).spawn().unwrap();
+    // exec has begun by now, and may not have come to the arguments.
+    let arguments = format!("/proc/{}/cmdline", left.id());
+    wait_until("it has its name", || std::fs::read(&arguments).is_ok_and(|line| !line.is_empty()));
 
     let dropped = std::panic::catch_unwind(|| drop(scene));
 

@@ -240,7 +240,8 @@ fn a_call_with_too_many_headers_is_refused() {
             (0..7).for_each(|_| literal(&mut block, "x", &"y".repeat(2300)));
         }
         wire.frame(kind::HEADERS, END_HEADERS, 1, &block).unwrap();
-        wire.frame(kind::DATA, END_STREAM, 1, &[0; 5]).unwrap();
+        // The connection may be over by then, for what was sent before.
+        let _ = wire.frame(kind::DATA, END_STREAM, 1, &[0; 5]);
 
         wire.wait_for_a_word();
         let told = wire.end();
