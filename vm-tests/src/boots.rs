@@ -106,6 +106,7 @@ const NOT_IN_A_GUEST: &[&str] = &[
     "daemon::health::",
     "daemon::reading::five_hundred_followers_that_do_not_read_hold_up_nobody",
     "daemon::tcp::",
+    "daemon::web::",
     // They need Perl.
     "exec::a_task_sees_nothing_of_the_program_that_runs_a_command_in_it",
     "exec::a_task_that_runs_our_program_as_a_command_cannot_change_it",
