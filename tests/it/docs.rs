@@ -53,9 +53,27 @@ fn every_test_that_the_rules_name_exists() {
 
 #[test]
 fn every_rule_and_outcome_has_one_row_that_names_tests_or_admits_that_there_are_none() {
-    let wanted = (1..=73).map(|n| format!("T{n}")).chain((1..=42).map(|n| format!("O{n}")));
+    let numbers = [
+        ("T", 1..=73),
+        ("O", 1..=42),
+        // Those of what observes begin anew with each part of it.
+        ("V", 1..=16),
+        ("V", 20..=24),
+        ("V", 30..=38),
+        ("V", 40..=42),
+        ("V", 50..=58),
+        ("W", 1..=14),
+    ];
+    let wanted: BTreeSet<_> = numbers
+        .into_iter()
+        .flat_map(|(letter, numbers)| numbers.map(move |number| format!("{letter}{number}")))
+        .collect();
     let rows = rows();
+    let rule = Regex::new("^[TOVW][0-9]+$").unwrap();
+    let there: BTreeSet<_> =
+        rows.iter().map(|cells| cells[0].clone()).filter(|first| rule.is_match(first)).collect();
 
+    assert_eq!(there.difference(&wanted).collect::<Vec<_>>(), [""; 0], "rows of no rule");
     for rule in wanted {
         let of_rule: Vec<_> = rows.iter().filter(|cells| cells[0] == rule).collect();
         assert_eq!(of_rule.len(), 1, "rows of {rule}");
