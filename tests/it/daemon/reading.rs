@@ -398,9 +398,9 @@ fn watchers_of_one_interval_are_told_the_same_samples() {
         }
         times.len()
     });
-    // At both ends there may be one more.
+    // At both ends there may be one more, and the first of each watcher, which is taken at once, may serve others as well.
     let taken = start.elapsed();
-    let most = taken.as_millis() / 200 + 2;
+    let most = taken.as_millis() / 200 + 2 + 20;
     assert!(samples as u128 <= most, "60 answers were of {samples} samples in {taken:?}");
     gate.open();
     node.wait();

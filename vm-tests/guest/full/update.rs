@@ -237,17 +237,28 @@ fn enforcer() -> Option<Pid> {
 /// attack 33: the kernel takes its time; the runner hears what else is asked of it, and a task that ends is not kept by that.
 #[test]
 fn a_runner_hears_of_a_kill_while_the_kernel_takes_memory_back() {
-    let dirty = Dirty::new();
-    let update = dirty.shrink();
+    let is_heard = || {
+        let dirty = Dirty::new();
+        let update = dirty.shrink();
 
-    assert!(enforcer().is_some(), "it is done already");
-    dirty.scene.kill(&["--wait", "0s"]);
-    dirty.running.finish().assert("KILLED", &[("a", "K")]);
+        assert!(enforcer().is_some(), "it is done already");
+        let killed = dirty.scene.dewar(&["kill", dirty.scene.id(), "--wait", "0s"]);
+        let end = dirty.running.finish();
+        if end.process("a")["runs"][0]["verdict"]["reason"] == "VERDICT_REASON_OOM" {
+            // The kernel was out of patience before: that may be, and shows nothing.
+            ended(update);
+            return false;
+        }
+        assert_eq!(killed.status, Some(0), "{killed:?}");
+        end.assert("KILLED", &[("a", "K")]);
 
-    let (status, told) = ended(update);
-    assert_eq!(status, Some(5), "{told}");
-    assert!(told.contains("the task is over"), "{told}");
-    assert_eq!(enforcer().map(|pid| pid.number()), None);
+        let (status, told) = ended(update);
+        assert_eq!(status, Some(5), "{told}");
+        assert!(told.contains("the task is over"), "{told}");
+        assert_eq!(enforcer().map(|pid| pid.number()), None);
+        true
+    };
+    assert!((0..5).any(|_| is_heard()), "the kill always came too late");
 }
 
 /// What a runner that died has begun does not go on without it; the next one begins anew.
