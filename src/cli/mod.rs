@@ -109,7 +109,7 @@ fn command() -> Result<Command, clap::Error> {
     Ok(Cli::try_parse_from(words)?.command)
 }
 
-/// A right `dewar run …`, taken apart without the definitions of all other commands: to make those takes as long as a shell to start.
+/// A right `dewar run …`, taken apart without the definitions of all other commands: to make those is a good part of all that it executes.
 /// What is not one is looked at again with all of them, which say what is wrong.
 fn run_alone(words: &[OsString]) -> Option<Run> {
     let words = words.get(1..)?;
