@@ -70,19 +70,17 @@ struct OfTask {
     name: &'static str,
     help: &'static str,
     kind: MetricType,
-    value: fn(&Point) -> Option<f64>,
+    value: Value,
 }
 
-const fn gauge(name: &'static str, help: &'static str, value: fn(&Point) -> Option<f64>) -> OfTask {
+type Value = fn(&Point) -> Option<f64>;
+
+const fn gauge(name: &'static str, help: &'static str, value: Value) -> OfTask {
     OfTask { name, help, kind: MetricType::GAUGE, value }
 }
 
-const fn counter(
-    name: &'static str,
-    help: &'static str,
-    value: fn(&Point) -> Option<f64>,
-) -> OfTask {
-    OfTask { name, help, kind: MetricType::COUNTER, value }
+const fn counter(name: &'static str, help: &'static str, value: Value) -> OfTask {
+    OfTask { kind: MetricType::COUNTER, ..gauge(name, help, value) }
 }
 
 fn seconds(usec: Option<u64>) -> Option<f64> {
