@@ -6,6 +6,7 @@
 //!
 //! | file | question |
 //! |---|---|
+//! | `ready.rs` | what does it make ready before it may begin? |
 //! | `sources.rs` | what does it sleep on? |
 //! | `acceptance.rs` | is the task on disk? |
 //! | `control.rs` | what may be asked of it? |
