@@ -201,7 +201,9 @@ fn ask(
         // Its queue is full: others have asked, and were not heard.
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(silent(root, task)),
         Err(error) => Err(match error.raw_os_error().map(Errno::from_raw) {
-            Some(Errno::ENOENT | Errno::ECONNREFUSED) => ControlError::Absent(task.clone()),
+            Some(Errno::ENOENT | Errno::ECONNREFUSED | Errno::EPIPE) => {
+                ControlError::Absent(task.clone())
+            }
             _ => failed(error),
         }),
     }

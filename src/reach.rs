@@ -10,6 +10,7 @@ use crate::control::{self, ControlError, Request};
 use crate::launch::{self, Console, LaunchError, Started, Waiting};
 use crate::observe::{self, ObserveError, Observed};
 use crate::proto::{Containment, ControlRequest, Launch};
+use crate::state::Phase;
 use crate::sys::socket;
 use crate::task::TaskId;
 use std::time::Duration;
@@ -125,6 +126,28 @@ impl Reach<'_> {
             }
         }
         Ok(answer?)
+    }
+
+    /// Asks for the end of a task; of one that is over, or ends meanwhile, nothing is asked.
+    ///
+    /// # Errors
+    ///
+    /// [`ReachError`].
+    pub fn end(&self, id: &TaskId, kill: &Request) -> Result<(), ReachError> {
+        match self.order(id, kill) {
+            Ok(_) => Ok(()),
+            Err(error) => match self.is_over(id) {
+                Ok(true) => Ok(()),
+                _ => Err(error),
+            },
+        }
+    }
+
+    fn is_over(&self, id: &TaskId) -> Result<bool, ObserveError> {
+        let mut observed = Observed::open(self.root, id)?;
+        observed.advance(|_, _| {})?;
+        let phase = observed.replay().and_then(|replay| replay.state().phase());
+        Ok(phase.is_some_and(Phase::is_terminal))
     }
 
     /// Asks again while a runner holds the task and does not listen yet.

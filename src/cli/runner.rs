@@ -41,7 +41,7 @@ pub(super) fn attend(root: &Root, id: &TaskId) -> Result<OwnedFd, ControlError> 
     reach(root).attend(id)
 }
 
-/// Asks for the end of a task: its runner, or one that is started to hear it.
+/// Asks for the end of a task: its runner, or one that is started to hear it. It may have ended meanwhile.
 ///
 /// # Errors
 ///
@@ -53,7 +53,7 @@ pub(super) fn kill(
     lost: bool,
     reason: Option<&str>,
 ) -> Result<(), Failure> {
-    order(root, id, &control::to_kill(wait, lost, reason.map(str::to_owned))).map(drop)
+    Ok(reach(root).end(id, &control::to_kill(wait, lost, reason.map(str::to_owned)))?)
 }
 
 /// Asks the runner of a task to do something, or one that is started for it and hears it first of all. Tells which limits the

@@ -11,7 +11,6 @@ use super::registry::is_terminal;
 use super::{Node, exec, launch, status, watch};
 use crate::cgroup;
 use crate::control::{self, ControlError, Request as Order};
-use crate::observe;
 use crate::proto::runner_service_server::RunnerService;
 use crate::proto::{
     ExecRequest, ExecResponse, KillRequest, KillResponse, LaunchRequest, LaunchResponse,
@@ -48,13 +47,17 @@ impl Node {
         Ok((task, entry.summary.state()))
     }
 
-    /// Asks the runner of a task to do something on behalf of the peer, and tells which limits the kernel rounded.
-    fn order(&self, peer: &Peer, id: &TaskId, order: &Order) -> Result<Vec<String>, ReachError> {
+    /// Reaches runners on behalf of the peer.
+    fn reach<T>(
+        &self,
+        peer: &Peer,
+        work: impl FnOnce(Reach<'_>) -> Result<T, ReachError>,
+    ) -> Result<T, ReachError> {
         let find = || cgroup::find(&cgroup::Options { explicit: self.cgroup_base.clone() });
-        Reach { root: &self.root, base: &find, by: peer.user() }.order(id, order)
+        work(Reach { root: &self.root, base: &find, by: peer.user() })
     }
 
-    /// The same of a live task.
+    /// Asks the runner of a live task to do something, and tells which limits the kernel rounded.
     fn order_live(
         &self,
         peer: &Peer,
@@ -65,7 +68,7 @@ impl Node {
         if is_terminal(state) {
             return Err(is_over(id, state));
         }
-        self.order(peer, id, order).map_err(|error| status::of_reach(&error))
+        self.reach(peer, |reach| reach.order(id, order)).map_err(|error| status::of_reach(&error))
     }
 
     /// Asks for the end of a task; of one that is over it changes nothing.
@@ -73,16 +76,7 @@ impl Node {
         if is_terminal(state) {
             return Ok(());
         }
-        match self.order(peer, id, kill) {
-            Ok(_) => Ok(()),
-            // It ended in the meantime.
-            Err(error) => {
-                match observe::look(&self.root, id, crate::checkpoint::paths::Place::Finished) {
-                    Ok(sight) if is_terminal(sight.view.state()) => Ok(()),
-                    _ => Err(status::of_reach(&error)),
-                }
-            }
-        }
+        self.reach(peer, |reach| reach.end(id, kill)).map_err(|error| status::of_reach(&error))
     }
 
     fn finalization_wait(&self, id: &TaskId) -> Result<Duration, Status> {
@@ -215,7 +209,7 @@ impl RunnerService for Control {
             if is_terminal(state) {
                 return Err(is_over(&id, state));
             }
-            match node.order(&peer, &id, &Order::Pause(PauseTask {})) {
+            match node.reach(&peer, |reach| reach.order(&id, &Order::Pause(PauseTask {}))) {
                 Ok(_) => Ok(PauseResponse { unfinished: None }),
                 Err(ReachError::Control(ControlError::Unfinished { what, .. })) => {
                     Ok(PauseResponse { unfinished: Some(what) })

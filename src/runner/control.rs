@@ -53,6 +53,12 @@ impl Control {
         }
         Ok(None)
     }
+
+    /// Takes no further request: who asks from now on finds that nobody listens. What was sent before can still be had.
+    pub(super) fn close(&self, path: &Path) -> io::Result<()> {
+        let _ = std::fs::remove_file(path);
+        socket::close_to_senders(self.socket.as_fd())
+    }
 }
 
 /// What a datagram asks. One that makes no sense is answered; one that nobody waits for is none.

@@ -549,8 +549,10 @@ impl Runner {
         tasks::finish(&self.root, &self.task)?;
         hit(Failpoint::RunnerFinished).map_err(doing("pass a failpoint"))?;
         // Nobody looks for them any more; a later runner of this task would make them anew.
-        let _ = fs::remove_file(CONTROL);
         let _ = fs::remove_file(NUDGES);
+        self.control.close(CONTROL.as_ref()).map_err(doing("close the control socket"))?;
+        // Who asked before hears that it is over; a request without answer is one whose runner died.
+        self.take_requests()?;
         Ok(Some(end))
     }
 

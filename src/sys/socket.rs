@@ -12,9 +12,9 @@ use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr,
-    UnixCredentials, bind, getsockname, getsockopt, recv, recvmsg, sendmsg, setsockopt, socket,
-    socketpair, sockopt,
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockFlag, SockType,
+    UnixAddr, UnixCredentials, bind, getsockname, getsockopt, recv, recvmsg, sendmsg, setsockopt,
+    shutdown, socket, socketpair, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 use nix::unistd::{getgid, getpid};
@@ -57,6 +57,16 @@ pub fn bind_datagram(path: &Path) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
+/// Lets a datagram socket take no further datagram: sending one fails with EPIPE. Those that wait in it can still be received
+/// (shutdown(2); the kernel looks at this and queues under one lock, so none comes in between).
+///
+/// # Errors
+///
+/// That of shutdown(2).
+pub fn close_to_senders(socket: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(shutdown(socket.as_raw_fd(), Shutdown::Read)?)
+}
+
 /// Two connected stream sockets.
 ///
 /// # Errors
@@ -72,7 +82,7 @@ pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
 ///
 /// # Errors
 ///
-/// That of sendmsg(2): ENOENT and ECONNREFUSED say that nobody listens there, EAGAIN that its queue stays full, EPERM that we
+/// That of sendmsg(2): ENOENT, ECONNREFUSED and EPIPE say that nobody listens there (any more), EAGAIN that its queue stays full, EPERM that we
 /// may not send as `by` (unix(7), `SCM_CREDENTIALS`: with CAP_SETUID anybody's id will do).
 pub fn send_to(
     path: &Path,

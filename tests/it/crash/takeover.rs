@@ -2,18 +2,21 @@
 //! what the next runner makes of what they left.
 
 use std::fs;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use dewar::checkpoint::{Identity, Instant, Recovery};
 use dewar::control::{self, ControlError};
 use dewar::proto::record::Kind;
 use dewar::proto::run_transition::State as Step;
-use dewar::proto::{self, ProcessId, VerdictReason};
+use dewar::proto::{self, ControlRequest, ProcessId, VerdictReason};
+use dewar::reach::Reach;
 use dewar::state::{Outcome, Phase, RunState};
-use dewar::sys::{clock, pidfd};
+use dewar::sys::{clock, pidfd, socket};
 use dewar::task::TaskId;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use prost::Message;
 use serde_json::{Value, json};
 
 use super::bench::{Bench, History, Runner, boot_nanos, is_alive, kill_9, wait_for};
@@ -276,6 +279,33 @@ fn a_signal_to_a_runner_that_does_not_lead_yet_is_a_kill() {
     assert!(runner.wait().success());
     bench.assert_over(&task);
     assert_eq!(bench.history(&task).phase(), Some(Phase::Killed));
+}
+
+/// A request without answer is one whose runner died: who asks while the end is recorded hears that, and a kill is then done.
+#[test]
+fn a_request_that_comes_when_all_is_over_is_answered() {
+    let bench = Bench::new();
+    let task = bench.accept("t", &waiting("exit 0"));
+    let_go(&bench, &task);
+    let (mut runner, _) = start_stopping(&bench, &task, "runner::terminal");
+
+    let kill = control::to_kill(Duration::ZERO, false, None);
+    let request = ControlRequest { request: Some(kill.clone()) }.encode_to_vec();
+    let (ours, theirs) = socket::pair().unwrap();
+    let control = bench.root().control(&task);
+    socket::send_to(&control, &request, theirs.as_fd(), None, Duration::from_secs(1)).unwrap();
+    drop(theirs);
+    continue_process(runner.pid());
+
+    let answer = control::answer(bench.root(), &task, ours);
+    assert!(
+        matches!(&answer, Err(ControlError::Refused { why, .. }) if why.contains("over")),
+        "{answer:?}"
+    );
+    assert!(runner.wait().success());
+    let no_base = || unreachable!("the task tells its base");
+    Reach { root: bench.root(), base: &no_base, by: None }.end(&task, &kill).unwrap();
+    assert_eq!(bench.history(&task).phase(), Some(Phase::Success));
 }
 
 /// D24: a coordinator has none of its runner's handlers, and ends with its run.
