@@ -357,11 +357,18 @@ fn a_task_that_is_over_cannot_be_paused() {
 fn a_runner_that_is_started_to_hear_a_request_begins_nothing_before_it() {
     for command in ["kill", "pause"] {
         let scene = Scene::new();
-        let again = p("a", "echo >> runs; exit 1").max_failures(0).with("min_duration", 0.3);
+        let gate = scene.gate("gate");
+        let fails = format!("echo >> runs; {}; exit 1", gate.hold());
+        let again = p("a", fails).max_failures(0).with("min_duration", 1);
         let mut following = scene.spawn(&task([again]));
+        following.wait_until_running("a", 0);
+        let runner = scene.runner();
+        gate.open();
         following.wait_for_run("a", 0, "FAILED");
-        scene.kill_runner(following);
-        std::thread::sleep(Duration::from_millis(400));
+        drop(following);
+        runner.kill();
+        // Until the retry is due, and nothing else: there is nobody who would tell.
+        std::thread::sleep(Duration::from_millis(1100));
 
         let told = scene.dewar(&[command, scene.id()]);
 

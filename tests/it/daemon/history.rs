@@ -142,8 +142,11 @@ fn what_a_task_used_is_told_of_any_time_until_it_is_removed() {
 fn the_history_of_a_process_goes_on_across_its_runs() {
     let mut node = Node::with(&OFTEN);
     let gate = node.scene.gate("gate");
-    let spin =
-        format!("({SPIN}; {SPIN}); sleep 0.4; [ -e {} ]", node.scene.path("enough").display());
+    // Little to do, also for a slow machine, but more than the next run has done when it is read for the first time.
+    let spin = format!(
+        "n=0; while [ $n -lt 3000 ]; do n=$((n+1)); done; sleep 0.4; [ -e {} ]",
+        node.scene.path("enough").display()
+    );
     let flaky = p("a", spin).max_failures(0).with("min_duration", 0.1);
     let steady = p("b", gate.hold());
     node.launch(&task([flaky, steady]));
