@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::cgroup::{CgroupError, Sampler, TaskCgroup};
+use crate::cgroup::{CgroupError, Extent, Sampler, TaskCgroup};
 use crate::checkpoint::{IoError, ReadError, Root};
 use crate::observe::{ObserveError, Observed};
 use crate::proto::{Launch, ProcessUsage, Sample, TaskState, TaskUsage, Timestamp};
@@ -39,17 +39,24 @@ impl From<IoError> for MeterError {
 pub enum Detail {
     /// The task as a whole.
     Task,
-    /// Each of its processes, too, if the task has used CPU time since they were read last, or that was a minute ago; else none.
-    /// What uses no CPU time does nothing that a reading could tell.
-    Moved,
-    /// Each of its processes, too.
+    /// Of the task what a history keeps ([`Extent::Kept`]); and of each of its processes, if the task has used CPU time since they
+    /// were read last, or that was a minute ago, else of none. What uses no CPU time does nothing that a reading could tell.
+    Kept,
+    /// All of the task, and of each of its processes.
     Processes,
 }
 
 impl Detail {
     /// Whether a reading with this much is one for whoever asks for `asked`.
     pub fn covers(self, asked: Self) -> bool {
-        self == asked || self == Self::Processes || asked == Self::Task
+        self == asked || self == Self::Processes
+    }
+
+    fn extent(self) -> Extent {
+        match self {
+            Self::Kept => Extent::Kept,
+            Self::Task | Self::Processes => Extent::All,
+        }
     }
 }
 
@@ -103,6 +110,7 @@ impl Meter {
     ///
     /// [`MeterError`]; a cgroup that is gone is none.
     pub fn read(&mut self, detail: Detail) -> Result<TaskUsage, MeterError> {
+        let extent = detail.extent();
         let mut told = TaskUsage {
             task_id: self.id.to_string(),
             state: TaskState::Active.into(),
@@ -121,16 +129,16 @@ impl Meter {
             self.over = true;
             self.live = None;
         } else {
-            told.sample = Live::sample(&mut self.live, &self.id, replay)?;
+            told.sample = Live::sample(&mut self.live, &self.id, replay, extent)?;
         }
         told.recorded = task_usage(replay.state());
         let is_due = match detail {
             Detail::Task => false,
-            Detail::Moved => has_moved(self.processes_read.as_ref(), told.sample.as_ref()),
+            Detail::Kept => has_moved(self.processes_read.as_ref(), told.sample.as_ref()),
             Detail::Processes => true,
         };
         if is_due {
-            told.processes = processes(self.live.as_mut(), replay)?;
+            told.processes = processes(self.live.as_mut(), replay, extent)?;
             self.processes_read.clone_from(&told.sample);
         }
         Ok(told)
@@ -181,13 +189,14 @@ impl Live {
         live: &mut Option<Self>,
         id: &TaskId,
         replay: &Replay,
+        extent: Extent,
     ) -> Result<Option<Sample>, CgroupError> {
         let path = replay.state().leader().and_then(|leader| leader.cgroup.as_deref());
         if live.as_ref().map(|live| live.path.as_str()) != path {
             *live = path.map(|path| Self::open(path, id)).transpose()?.flatten();
         }
         let Some(held) = live else { return Ok(None) };
-        let sample = held.task.sample()?;
+        let sample = held.task.sample(extent)?;
         if sample.as_ref().is_some_and(|sample| sample.is_new_cgroup)
             && let Some(cgroup) = TaskCgroup::open_existing(Path::new(&held.path), id)?
         {
@@ -210,19 +219,21 @@ impl Live {
         index: u32,
         run: u32,
         replay: &Replay,
+        extent: Extent,
     ) -> Result<Option<Sample>, CgroupError> {
         if self.runs.get(&index).is_none_or(|(held, _)| *held != run) {
             let name = &replay.state().spec().processes[index as usize].name;
             let sampler = Sampler::of_leaf(&self.cgroup, name, run)?;
             self.runs.insert(index, (run, sampler));
         }
-        self.runs.get_mut(&index).map_or(Ok(None), |(_, sampler)| sampler.sample())
+        self.runs.get_mut(&index).map_or(Ok(None), |(_, sampler)| sampler.sample(extent))
     }
 }
 
 fn processes(
     mut live: Option<&mut Live>,
     replay: &Replay,
+    extent: Extent,
 ) -> Result<Vec<ProcessUsage>, CgroupError> {
     let spec = replay.state().spec();
     let mut told = Vec::with_capacity(spec.processes.len());
@@ -230,7 +241,7 @@ fn processes(
     {
         let run = process.live_run().map(|(run, _)| run);
         let sample = match (&mut live, run) {
-            (Some(live), Some(run)) => live.sample_run(index, run, replay)?,
+            (Some(live), Some(run)) => live.sample_run(index, run, replay, extent)?,
             (Some(live), None) => {
                 live.runs.remove(&index);
                 None
@@ -250,7 +261,7 @@ impl Meter {
     pub(crate) fn hold(&mut self, cgroup: TaskCgroup) {
         let path = cgroup.path().display().to_string();
         let mut task = Sampler::of_task(&cgroup).unwrap();
-        task.sample().unwrap().unwrap();
+        task.sample(Extent::All).unwrap().unwrap();
         self.live = Some(Live { path, cgroup, task, runs: BTreeMap::new() });
     }
 }
@@ -286,6 +297,15 @@ mod tests {
         assert!(!meter.is_over());
         assert_eq!((told.state(), told.sample, told.recorded), (TaskState::Active, None, None));
         assert_eq!(told.processes, []);
+    }
+
+    /// A reading for a history has no limits: it is none for a client. One for a client that wants it all is one for everybody.
+    #[test]
+    fn a_reading_serves_who_wants_no_more_than_it_has() {
+        let all = [Detail::Task, Detail::Kept, Detail::Processes];
+        for (detail, covered) in all.into_iter().zip([&all[..1], &all[1..2], &all]) {
+            assert_eq!(all.map(|asked| detail.covers(asked)), all.map(|of| covered.contains(&of)));
+        }
     }
 
     #[test]

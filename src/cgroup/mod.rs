@@ -66,7 +66,9 @@ pub use group::Cgroup;
 pub use limits::{Applied, Rounded, Shortage, Unenforceable, all_unenforceable};
 pub use stuck::unkillable;
 pub use task::{Leaf, TaskCgroup};
-pub use usage::Sampler;
+#[cfg(test)]
+pub(crate) use usage::content;
+pub use usage::{Extent, Sampler};
 
 /// Why something could not be done to a cgroup.
 #[derive(Debug, thiserror::Error)]

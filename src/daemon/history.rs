@@ -783,6 +783,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::cgroup::{Extent, content};
     use crate::proto::TaskState;
 
     const SECOND: u64 = 1_000_000_000;
@@ -1114,6 +1115,19 @@ mod tests {
         assert!(!history.add(&TaskUsage::default()));
 
         assert_eq!(history.get(Timestamp::default(), true), None);
+    }
+
+    /// A file that is not read for a history holds nothing of it, and each that is does.
+    #[test]
+    fn a_history_is_read_from_the_files_that_it_needs() {
+        let kept = |sample: &Sample| Point::of(sample, 0);
+
+        let whole = kept(&content::whole(Extent::Kept));
+
+        assert_eq!(whole, kept(&content::whole(Extent::All)));
+        for (name, without) in content::each_without(Extent::Kept) {
+            assert_ne!(kept(&without), whole, "{name}");
+        }
     }
 
     /// V16 and attack 50: what a host does not tell is absent, and hides nothing else.

@@ -378,7 +378,7 @@ impl Sampler {
 fn read(node: &Node, key: &Key, meter: &Shared, fresh: Duration) -> bool {
     let now = Instant::now();
     let since = now.checked_sub(fresh).unwrap_or(now);
-    match node.meters.read(key, meter, since, Detail::Moved) {
+    match node.meters.read(key, meter, since, Detail::Kept) {
         Ok(usage) => node.histories.add(key, &usage),
         Err(status) => {
             tracing::debug!(task = %key.0, error = status.message(), "not sampled");

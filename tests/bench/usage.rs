@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use dewar::cgroup::{self, Options, Sampler, TaskCgroup};
+use dewar::cgroup::{self, Extent, Options, Sampler, TaskCgroup};
 use dewar::checkpoint::{Identity, Reader, Root};
 use dewar::state::{Event, Phase};
 use dewar::sys::clock;
@@ -97,9 +97,11 @@ pub(super) fn samples(dir: &Path) {
         let live = Live::start(dir, &format!("s{count}"), count);
         let cgroup = live.cgroup();
         let mut sampler = Sampler::of_task(&cgroup).unwrap();
-        sampler.sample().unwrap().unwrap();
+        sampler.sample(Extent::All).unwrap().unwrap();
         let ours = median(
-            (0..1000).map(|_| time(|| assert!(sampler.sample().unwrap().is_some()))).collect(),
+            (0..1000)
+                .map(|_| time(|| assert!(sampler.sample(Extent::All).unwrap().is_some())))
+                .collect(),
         );
         let leaf = cgroup.open_leaf(&ProcessName::new("s").unwrap(), 0).unwrap().unwrap();
         let processes = leaf.pids().unwrap();
@@ -172,7 +174,7 @@ fn python_with_psutil() -> Result<&'static str, String> {
     find().ok_or_else(|| "ERROR: psutil is missing: apt-get install python3-psutil".to_owned())
 }
 
-/// A sample of each of a thousand tasks, as a monitor takes it once a second.
+/// A sample of each of a thousand tasks, as the daemon takes it for their histories, once a second.
 pub(super) fn thousand_tasks() {
     const TASKS: usize = 1000;
     const ROUNDS: u32 = 20;
@@ -186,7 +188,8 @@ pub(super) fn thousand_tasks() {
             Sampler::of_task(&task).unwrap()
         })
         .collect();
-    let mut round = || samplers.iter_mut().for_each(|of| assert!(of.sample().unwrap().is_some()));
+    let read = |of: &mut Sampler| assert!(of.sample(Extent::Kept).unwrap().is_some());
+    let mut round = || samplers.iter_mut().for_each(read);
     round();
     let before = cpu_time();
     (0..ROUNDS).for_each(|_| round());

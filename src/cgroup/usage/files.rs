@@ -8,26 +8,49 @@ use crate::proto::{
 /// A file, and how its content is taken into a sample.
 pub(super) type File = (&'static str, fn(&mut Sample, &[u8]));
 
+/// How much of a sample is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Extent {
+    /// What a history keeps: what goes up and down, and what adds up. No limit, and nothing that only tells of one: peaks of swap and
+    /// pids, and forks that were refused.
+    Kept,
+    /// All that there is.
+    All,
+}
+
+impl Extent {
+    /// The files that are read.
+    pub(super) fn files(self) -> &'static [File] {
+        match self {
+            Self::Kept => &FILES[..KEPT],
+            Self::All => &FILES,
+        }
+    }
+}
+
+/// How many of [`FILES`], from the first on, make what a history keeps.
+const KEPT: usize = 11;
+
 /// All that a sample is made of.
 pub(super) const FILES: [File; 18] = [
     ("cpu.stat", cpu_stat),
     ("memory.current", |to, text| memory(to).current_bytes = number(text)),
     ("memory.peak", |to, text| memory(to).peak_bytes = number(text)),
     ("memory.stat", memory_stat),
-    ("memory.max", |to, text| memory(to).max_bytes = number(text)),
-    ("memory.high", |to, text| memory(to).high_bytes = number(text)),
     ("memory.swap.current", |to, text| memory(to).swap_bytes = number(text)),
-    ("memory.swap.peak", |to, text| memory(to).swap_peak_bytes = number(text)),
-    ("memory.swap.max", |to, text| memory(to).swap_max_bytes = number(text)),
     ("memory.events", |to, text| memory(to).events = Some(memory_events(text))),
     ("io.stat", |to, text| to.io = Some(io_usage(text))),
     ("pids.current", |to, text| pids(to).current = number(text)),
-    ("pids.peak", |to, text| pids(to).peak = number(text)),
-    ("pids.max", |to, text| pids(to).max = number(text)),
-    ("pids.events", |to, text| pids(to).limit_hits = keyed(text, "max")),
     ("cpu.pressure", |to, text| pressures(to).cpu = Some(pressure(text))),
     ("memory.pressure", |to, text| pressures(to).memory = Some(pressure(text))),
     ("io.pressure", |to, text| pressures(to).io = Some(pressure(text))),
+    ("memory.max", |to, text| memory(to).max_bytes = number(text)),
+    ("memory.high", |to, text| memory(to).high_bytes = number(text)),
+    ("memory.swap.peak", |to, text| memory(to).swap_peak_bytes = number(text)),
+    ("memory.swap.max", |to, text| memory(to).swap_max_bytes = number(text)),
+    ("pids.peak", |to, text| pids(to).peak = number(text)),
+    ("pids.max", |to, text| pids(to).max = number(text)),
+    ("pids.events", |to, text| pids(to).limit_hits = keyed(text, "max")),
 ];
 
 /// Takes the content of the file `name` into a sample.
@@ -93,7 +116,7 @@ fn pressures(sample: &mut Sample) -> &mut PressureUsage {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     fn sample(files: &[(&str, &str)]) -> Sample {
@@ -106,41 +129,59 @@ mod tests {
         sample
     }
 
+    /// The sample of a cgroup that has all files.
+    pub(crate) fn whole(extent: Extent) -> Sample {
+        without(extent, "")
+    }
+
+    /// The same for each of the files, when it is not there.
+    pub(crate) fn each_without(extent: Extent) -> Vec<(&'static str, Sample)> {
+        extent.files().iter().map(|&(name, _)| (name, without(extent, name))).collect()
+    }
+
+    fn without(extent: Extent, missing: &str) -> Sample {
+        let is_read = |name: &str| extent.files().iter().any(|(file, _)| *file == name);
+        let files = CONTENT.iter().filter(|(name, _)| is_read(name) && *name != missing);
+        sample(&files.copied().collect::<Vec<_>>())
+    }
+
+    const CONTENT: [(&str, &str); FILES.len()] = [
+        (
+            "cpu.stat",
+            "usage_usec 1500000\nuser_usec 1000000\nsystem_usec 500000\nnr_periods 9\nnr_throttled 3\nthrottled_usec 250000\n",
+        ),
+        ("memory.current", "1000\n"),
+        ("memory.peak", "2000\n"),
+        (
+            "memory.stat",
+            "anon 400\nfile 300\nkernel 200\nkernel_stack 50\ninactive_file 100\nactive_file 200\n",
+        ),
+        ("memory.max", "4096\n"),
+        ("memory.high", "3072\n"),
+        ("memory.swap.current", "5\n"),
+        ("memory.swap.peak", "6\n"),
+        ("memory.swap.max", "7\n"),
+        ("memory.events", "low 1\nhigh 2\nmax 3\noom 4\noom_kill 5\noom_group_kill 6\n"),
+        ("io.stat", "254:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=5 dios=6\n"),
+        ("pids.current", "2\n"),
+        ("pids.peak", "3\n"),
+        ("pids.max", "64\n"),
+        ("pids.events", "max 8\n"),
+        (
+            "cpu.pressure",
+            "some avg10=1.00 avg60=0.00 avg300=0.00 total=1\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n",
+        ),
+        ("memory.pressure", "some avg10=2.00 avg60=0.00 avg300=0.00 total=2\n"),
+        ("io.pressure", "some avg10=3.00 avg60=0.00 avg300=0.00 total=3\n"),
+    ];
+
     fn json(sample: &Sample) -> serde_json::Value {
         serde_json::to_value(sample).unwrap()
     }
 
     #[test]
     fn every_file_fills_in_its_own_fields() {
-        let sample = sample(&[
-            (
-                "cpu.stat",
-                "usage_usec 1500000\nuser_usec 1000000\nsystem_usec 500000\nnr_periods 9\nnr_throttled 3\nthrottled_usec 250000\n",
-            ),
-            ("memory.current", "1000\n"),
-            ("memory.peak", "2000\n"),
-            (
-                "memory.stat",
-                "anon 400\nfile 300\nkernel 200\nkernel_stack 50\ninactive_file 100\nactive_file 200\n",
-            ),
-            ("memory.max", "4096\n"),
-            ("memory.high", "3072\n"),
-            ("memory.swap.current", "5\n"),
-            ("memory.swap.peak", "6\n"),
-            ("memory.swap.max", "7\n"),
-            ("memory.events", "low 1\nhigh 2\nmax 3\noom 4\noom_kill 5\noom_group_kill 6\n"),
-            ("io.stat", "254:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=5 dios=6\n"),
-            ("pids.current", "2\n"),
-            ("pids.peak", "3\n"),
-            ("pids.max", "64\n"),
-            ("pids.events", "max 8\n"),
-            (
-                "cpu.pressure",
-                "some avg10=1.00 avg60=0.00 avg300=0.00 total=1\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n",
-            ),
-            ("memory.pressure", "some avg10=2.00 avg60=0.00 avg300=0.00 total=2\n"),
-            ("io.pressure", "some avg10=3.00 avg60=0.00 avg300=0.00 total=3\n"),
-        ]);
+        let sample = sample(&CONTENT);
 
         assert_eq!(
             json(&sample),

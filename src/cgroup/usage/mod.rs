@@ -13,6 +13,9 @@ mod last;
 mod parse;
 mod sampler;
 
+pub use files::Extent;
+#[cfg(test)]
+pub(crate) use files::tests as content;
 pub use sampler::Sampler;
 
 pub(super) use parse::{keyed, number};

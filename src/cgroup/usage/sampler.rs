@@ -11,7 +11,7 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::fstat;
 
 use super::Buffer;
-use super::files::{FILES, finish};
+use super::files::{Extent, FILES, finish};
 use crate::cgroup::dir::Dir;
 use crate::cgroup::task::leaf_name;
 use crate::cgroup::{CgroupError, TaskCgroup};
@@ -38,6 +38,8 @@ pub struct Sampler {
 #[derive(Debug)]
 struct Open {
     id: u64,
+    /// Which of the files were looked for.
+    extent: Extent,
     files: [Option<OwnedFd>; FILES.len()],
 }
 
@@ -78,22 +80,22 @@ impl Sampler {
         1 + self.open.as_ref().map_or(0, |open| open.files.iter().flatten().count())
     }
 
-    /// Reads all that there is to read of the cgroup; `None` if there is no cgroup of that name.
+    /// Reads the cgroup; `None` if there is no cgroup of that name.
     ///
     /// # Errors
     ///
     /// [`CgroupError::Sys`]: it is there and cannot be opened, as for want of descriptors.
-    pub fn sample(&mut self) -> Result<Option<Sample>, CgroupError> {
+    pub fn sample(&mut self, extent: Extent) -> Result<Option<Sample>, CgroupError> {
         // The second try is for a cgroup that was removed meanwhile, and perhaps made again.
         for _ in 0..2 {
-            let open = match self.open.take() {
+            let open = match self.open.take().filter(|open| open.extent >= extent) {
                 Some(open) => open,
-                None => match Open::new(&self.parent, &self.name)? {
+                None => match Open::new(&self.parent, &self.name, extent)? {
                     Some(open) => open,
                     None => return Ok(None),
                 },
             };
-            let Ok(mut sample) = open.read() else { continue };
+            let Ok(mut sample) = open.read(extent) else { continue };
             sample.is_new_cgroup = self.last.is_some_and(|last| last != open.id);
             self.last = Some(open.id);
             self.open = Some(open);
@@ -120,11 +122,11 @@ struct Gone;
 
 impl Open {
     /// Opens the cgroup `name` in `parent`; `None` if there is none.
-    fn new(parent: &Dir, name: &str) -> Result<Option<Self>, CgroupError> {
+    fn new(parent: &Dir, name: &str, extent: Extent) -> Result<Option<Self>, CgroupError> {
         let Some(dir) = parent.child(name)? else { return Ok(None) };
         let id = fstat(&dir).map_err(|errno| dir.error("stat", ".", errno))?.st_ino;
         let mut files = [const { None }; FILES.len()];
-        for ((name, _), file) in FILES.iter().zip(&mut files) {
+        for ((name, _), file) in extent.files().iter().zip(&mut files) {
             *file = match dir.open_file(name, OFlag::O_RDONLY) {
                 Ok(opened) => Some(opened),
                 Err(errno @ (Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM)) => {
@@ -134,10 +136,10 @@ impl Open {
                 Err(_) => None,
             };
         }
-        Ok(Some(Self { id, files }))
+        Ok(Some(Self { id, extent, files }))
     }
 
-    fn read(&self) -> Result<Sample, Gone> {
+    fn read(&self, extent: Extent) -> Result<Sample, Gone> {
         let now = clock::now();
         let mut sample = Sample {
             time: Some(crate::proto::Timestamp::from_unix_nanos(now.wall)),
@@ -146,7 +148,7 @@ impl Open {
             ..Sample::default()
         };
         let mut buffer = Buffer::new();
-        for ((_, take), file) in FILES.iter().zip(&self.files) {
+        for ((_, take), file) in extent.files().iter().zip(&self.files) {
             let Some(file) = file else { continue };
             match buffer.read(file.as_fd()) {
                 Ok(text) => take(&mut sample, text),
@@ -188,12 +190,12 @@ mod tests {
         let leaf = task.leaf(&process(), 0).unwrap();
         let mut of_leaf = Sampler::of_leaf(&task, &process(), 0).unwrap();
         let mut of_task = Sampler::of_task(&task).unwrap();
-        let before = of_leaf.sample().unwrap().unwrap();
+        let before = of_leaf.sample(Extent::All).unwrap().unwrap();
         let mut inhabitant = scratch.inhabit(leaf.path(), SPIN);
         assert_eq!(inhabitant.line(), "spun");
 
-        let after = of_leaf.sample().unwrap().unwrap();
-        let task = of_task.sample().unwrap().unwrap();
+        let after = of_leaf.sample(Extent::All).unwrap().unwrap();
+        let task = of_task.sample(Extent::All).unwrap().unwrap();
 
         assert_eq!(micros(&before), 0);
         assert!(micros(&after) > 10_000, "{after:?}");
@@ -209,14 +211,14 @@ mod tests {
         let scratch = Scratch::new();
         let task = scratch.task("task");
         let mut sampler = Sampler::of_leaf(&task, &process(), 0).unwrap();
-        assert_eq!(sampler.sample().unwrap(), None);
+        assert_eq!(sampler.sample(Extent::All).unwrap(), None);
 
         let leaf = task.leaf(&process(), 0).unwrap();
-        assert!(sampler.sample().unwrap().is_some());
+        assert!(sampler.sample(Extent::All).unwrap().is_some());
 
         leaf.remove().unwrap();
-        assert_eq!(sampler.sample().unwrap(), None);
-        assert_eq!(sampler.sample().unwrap(), None);
+        assert_eq!(sampler.sample(Extent::All).unwrap(), None);
+        assert_eq!(sampler.sample(Extent::All).unwrap(), None);
     }
 
     #[test]
@@ -227,13 +229,13 @@ mod tests {
         let mut sampler = Sampler::of_leaf(&task, &process(), 0).unwrap();
         let mut inhabitant = scratch.inhabit(leaf.path(), SPIN);
         assert_eq!(inhabitant.line(), "spun");
-        let old = sampler.sample().unwrap().unwrap();
+        let old = sampler.sample(Extent::All).unwrap().unwrap();
         drop(inhabitant);
         leaf.remove().unwrap();
         task.leaf(&process(), 0).unwrap();
 
-        let new = sampler.sample().unwrap().unwrap();
-        let next = sampler.sample().unwrap().unwrap();
+        let new = sampler.sample(Extent::All).unwrap().unwrap();
+        let next = sampler.sample(Extent::All).unwrap().unwrap();
 
         assert!(new.is_new_cgroup && new.cgroup_id != old.cgroup_id);
         assert_eq!(micros(&new), 0);
@@ -247,12 +249,12 @@ mod tests {
         let task = scratch.task("task");
         let leaf = task.leaf(&process(), 0).unwrap();
         let mut sampler = Sampler::of_leaf(&task, &process(), 0).unwrap();
-        sampler.sample().unwrap().unwrap();
+        sampler.sample(Extent::All).unwrap().unwrap();
         leaf.remove().unwrap();
-        assert_eq!(sampler.sample().unwrap(), None);
+        assert_eq!(sampler.sample(Extent::All).unwrap(), None);
         task.leaf(&process(), 0).unwrap();
 
-        assert!(sampler.sample().unwrap().unwrap().is_new_cgroup);
+        assert!(sampler.sample(Extent::All).unwrap().unwrap().is_new_cgroup);
     }
 
     #[test]
@@ -261,16 +263,41 @@ mod tests {
         let task = scratch.task("task");
         task.leaf(&process(), 0).unwrap();
         let mut sampler = Sampler::of_leaf(&task, &process(), 0).unwrap();
-        sampler.sample().unwrap().unwrap();
+        sampler.sample(Extent::All).unwrap().unwrap();
         let kept: Vec<_> = sampler.open.as_ref().unwrap().files.iter().flatten().map(raw).collect();
 
-        sampler.sample().unwrap().unwrap();
+        sampler.sample(Extent::All).unwrap().unwrap();
 
         let again: Vec<_> =
             sampler.open.as_ref().unwrap().files.iter().flatten().map(raw).collect();
         assert_eq!(kept, again);
         assert_eq!(sampler.files(), kept.len() + 1);
         assert!(!kept.is_empty() && kept.len() <= Sampler::FILES);
+    }
+
+    /// Nobody pays for files that are not wanted.
+    #[test]
+    fn what_a_history_keeps_is_read_from_fewer_files() {
+        let scratch = Scratch::new();
+        let task = scratch.task("task");
+        task.leaf(&process(), 0).unwrap();
+        let mut sampler = Sampler::of_leaf(&task, &process(), 0).unwrap();
+        let open = |sampler: &Sampler| {
+            let files = &sampler.open.as_ref().unwrap().files;
+            (0..FILES.len()).filter(|&of| files[of].is_some()).collect::<Vec<_>>()
+        };
+
+        let kept = sampler.sample(Extent::Kept).unwrap().unwrap();
+        let few = open(&sampler);
+        let all = sampler.sample(Extent::All).unwrap().unwrap();
+        let more = open(&sampler);
+        sampler.sample(Extent::Kept).unwrap().unwrap();
+
+        assert!(!few.is_empty() && few.iter().all(|&of| of < Extent::Kept.files().len()));
+        assert!(few.iter().all(|of| more.contains(of)));
+        assert_eq!(open(&sampler), more, "nothing is closed that may be wanted again");
+        assert_eq!((all.cgroup_id, all.is_new_cgroup), (kept.cgroup_id, false));
+        assert!(kept.memory.unwrap_or_default().max_bytes.is_none());
     }
 
     fn raw(file: &OwnedFd) -> i32 {

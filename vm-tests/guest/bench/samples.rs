@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use dewar::cgroup::{self, Options, Sampler, TaskCgroup};
+use dewar::cgroup::{self, Extent, Options, Sampler, TaskCgroup};
 use dewar::task::{ProcessName, TaskId};
 use nix::time::{ClockId, clock_gettime};
 
@@ -146,9 +146,9 @@ fn samples() {
     let (_bare, without) = bare();
     let mut without = Sampler::of_task(&without).unwrap();
     let mut samplers: Vec<_> = tasks.iter().map(|task| Sampler::of_task(task).unwrap()).collect();
-    samplers.iter_mut().for_each(|of| assert!(of.sample().unwrap().is_some()));
+    samplers.iter_mut().for_each(|of| assert!(of.sample(Extent::All).unwrap().is_some()));
 
-    let floor = cost(2000, || assert!(without.sample().unwrap().is_some()));
+    let floor = cost(2000, || assert!(without.sample(Extent::All).unwrap().is_some()));
     println!("\n| CPU time | in this guest | of a sample of 4 files |\n|---|---|---|");
     row("a sample of 4 files (`cpu.stat`, pressure)", floor, floor);
     for (what, number) in [("idle", 1), ("busy", 0)] {
@@ -160,8 +160,11 @@ fn samples() {
             let cost = cost(500, || assert!(file.read_at(&mut buffer, 0).is_ok()));
             row(&format!("pread(2) of `{name}`, {what}"), cost, floor);
         }
-        let one = cost(500, || assert!(samplers[number].sample().unwrap().is_some()));
-        row(&format!("a sample of {} files, {what}, again and again", Sampler::FILES), one, floor);
+        for (extent, which) in [(Extent::All, "all files"), (Extent::Kept, "what a history keeps")]
+        {
+            let one = cost(500, || assert!(samplers[number].sample(extent).unwrap().is_some()));
+            row(&format!("a sample of {which}, {what}, again and again"), one, floor);
+        }
     }
     for count in [10_u32, 100] {
         let leaf = tasks[2].path().join("p.0");
@@ -173,17 +176,20 @@ fn samples() {
         let pids = fs::read_to_string(leaf.join("cgroup.procs")).unwrap();
         let pids: Vec<u32> = pids.lines().map(|pid| pid.parse().unwrap()).collect();
         row(&format!("four files of /proc of {count} processes"), cost(20, || scan(&pids)), floor);
-        let one = cost(200, || assert!(samplers[2].sample().unwrap().is_some()));
-        row(&format!("a sample of their task, of {} files", Sampler::FILES), one, floor);
+        let one = cost(200, || assert!(samplers[2].sample(Extent::All).unwrap().is_some()));
+        row("a sample of their task, all files", one, floor);
     }
-    let start = Instant::now();
-    let mut second = 0;
-    let round = cost(SECONDS, || {
-        second += 1;
-        std::thread::sleep((Duration::from_secs(1) * second).saturating_sub(start.elapsed()));
-        samplers.iter_mut().for_each(|of| assert!(of.sample().unwrap().is_some()));
-    });
-    row(&format!("a sample of one of {TASKS} tasks, once a second"), round / TASKS as u32, floor);
+    for (extent, which) in [(Extent::All, "all files"), (Extent::Kept, "what a history keeps")] {
+        let start = Instant::now();
+        let mut second = 0;
+        let round = cost(SECONDS, || {
+            second += 1;
+            std::thread::sleep((Duration::from_secs(1) * second).saturating_sub(start.elapsed()));
+            samplers.iter_mut().for_each(|of| assert!(of.sample(extent).unwrap().is_some()));
+        });
+        let what = format!("a sample of one of {TASKS} tasks, {which}, once a second");
+        row(&what, round / TASKS as u32, floor);
+    }
     drop(samplers);
     // Who opens the FIFO makes it.
     drop(held);

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use dewar::cgroup::{Sampler, TaskCgroup};
+use dewar::cgroup::{Extent, Sampler, TaskCgroup};
 use dewar::task::TaskId;
 
 use crate::support::{Scene, p, task};
@@ -25,11 +25,11 @@ fn cost(processes: u32) -> Duration {
     let path = scene.cgroup().unwrap();
     let cgroup = TaskCgroup::open_existing(Path::new(&path), &id).unwrap().unwrap();
     let mut sampler = Sampler::of_task(&cgroup).unwrap();
-    sampler.sample().unwrap().unwrap();
+    sampler.sample(Extent::All).unwrap().unwrap();
 
     let times = (0..100).map(|_| {
         let start = Instant::now();
-        sampler.sample().unwrap().unwrap();
+        sampler.sample(Extent::All).unwrap().unwrap();
         start.elapsed()
     });
 
