@@ -4,9 +4,9 @@
 //! recorded something.
 //!
 //! Exit status: 0 the task is over; 2 bad use; 5 another runner holds the task, or it cannot be run here; 70 a defect.
+#![cfg_attr(target_env = "gnu", no_main)]
 
 use std::ffi::OsString;
-use std::process::ExitCode;
 
 use dewar::causes::chain;
 use dewar::failpoint::Failpoint;
@@ -15,11 +15,13 @@ use dewar::runner::{Options, Ready, Runner, RunnerError, block_signals};
 use dewar::sys::fds::inherited;
 use dewar::task::TaskId;
 
-fn main() -> ExitCode {
+dewar::program!(run);
+
+fn run() -> u8 {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     if args.first().is_some_and(|arg| arg == "--failpoints") {
         Failpoint::ALL.iter().for_each(|name| println!("{name}"));
-        return ExitCode::SUCCESS;
+        return 0;
     }
     let (root, task, base) = match args.as_slice() {
         [root, task] => (root, task, None),
@@ -32,7 +34,7 @@ fn main() -> ExitCode {
     };
     if let Err(error) = block_signals() {
         eprintln!("dewar-runner: {task}: block signals: {error}");
-        return ExitCode::from(70);
+        return 70;
     }
     // Before anything of ours can have its number.
     let follower = inherited(FOLLOWER);
@@ -42,21 +44,21 @@ fn main() -> ExitCode {
         None => (None, None),
         Some(Ok((follower, Some(Word::Go)))) => (Some(follower), None),
         Some(Ok((follower, Some(Word::GoWith(first))))) => (Some(follower), Some(first)),
-        Some(Ok((_, None)) | Err(_)) => return ExitCode::SUCCESS,
+        Some(Ok((_, None)) | Err(_)) => return 0,
     };
     let options = Options { root: root.into(), task: task.clone(), follower, first };
     match ready.and_then(|ready| Runner::run(ready, options)) {
-        Ok(_) => ExitCode::SUCCESS,
+        Ok(_) => 0,
         Err(error) => {
             eprintln!("dewar-runner: {task}: {}", chain(&error));
-            ExitCode::from(status(&error))
+            status(&error)
         }
     }
 }
 
-fn usage(why: &str) -> ExitCode {
+fn usage(why: &str) -> u8 {
     eprintln!("dewar-runner: {why}; it is started by `dewar run`");
-    ExitCode::from(2)
+    2
 }
 
 fn status(error: &RunnerError) -> u8 {

@@ -1,7 +1,4 @@
 //! The `dewar` command.
+#![cfg_attr(target_env = "gnu", no_main)]
 
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    dewar::cli::main()
-}
+dewar::program!(dewar::cli::main);

@@ -3,7 +3,6 @@
 use std::error::Error;
 use std::fmt;
 use std::io;
-use std::process::ExitCode;
 
 #[cfg(feature = "net")]
 use tonic::{Code, Status};
@@ -63,11 +62,6 @@ impl Failure {
             Self::Unavailable(_) => status::UNAVAILABLE,
             Self::Defect(_) => status::DEFECT,
         }
-    }
-
-    /// The same for `main`.
-    pub(super) fn exit_code(&self) -> ExitCode {
-        ExitCode::from(self.status())
     }
 }
 

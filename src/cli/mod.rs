@@ -69,7 +69,6 @@ mod wait;
 mod watch;
 
 use std::ffi::OsString;
-use std::process::ExitCode;
 
 use clap::{Args, FromArgMatches, Parser};
 
@@ -77,8 +76,8 @@ use crate::words;
 use args::{Cli, Command, Run};
 use failure::Failure;
 
-/// Does what the command line asks for, and says how it went.
-pub fn main() -> ExitCode {
+/// Does what the command line asks for, and says how it went: the exit status.
+pub fn main() -> u8 {
     completion::answer();
     std::panic::set_hook(Box::new(defect));
     let command = match command() {
@@ -86,16 +85,14 @@ pub fn main() -> ExitCode {
         Err(error) => {
             // Help that nobody reads to its end is still given.
             let _ = error.print();
-            return ExitCode::from(
-                u8::try_from(error.exit_code()).unwrap_or(failure::status::USAGE),
-            );
+            return u8::try_from(error.exit_code()).unwrap_or(failure::status::USAGE);
         }
     };
     match dispatch(&command) {
-        Ok(status) => ExitCode::from(status),
+        Ok(status) => status,
         Err(failure) => {
             eprintln!("dewar: {failure}");
-            failure.exit_code()
+            failure.status()
         }
     }
 }

@@ -20,6 +20,7 @@
 //! - [`signal`]: dispositions and mask
 //! - `sock_diag`: whose a TCP connection of this host is
 //! - [`socket`]: descriptors and credentials over unix sockets
+//! - [`start`]: how a program begins and ends
 //! - [`terminal`]: both sides of a terminal
 //! - [`xattr`]: extended attributes
 #![allow(clippy::disallowed_methods, reason = "system calls")]
@@ -50,6 +51,7 @@ pub mod signal;
 #[cfg(feature = "net")]
 pub mod sock_diag;
 pub mod socket;
+pub mod start;
 pub mod terminal;
 pub mod xattr;
 

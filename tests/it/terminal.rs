@@ -278,3 +278,28 @@ fn a_broken_pipe_ends_the_printing_and_not_the_task() {
         assert_eq!(status["processes"][1]["runs"][0]["state"], "PROCESS_STATE_SUCCESS");
     }
 }
+
+/// Whoever closes even the descriptors 0 to 2: nothing that dewar opens has their numbers, and what it prints goes nowhere else.
+#[test]
+fn without_standard_descriptors_nothing_is_taken_for_them() {
+    let scene = Scene::new();
+    let (told, gate) = (scene.gate("told"), scene.gate("gate"));
+    let says = format!("{}; {}; echo said", told.tell(), gate.hold());
+    let file = scene.file("task.json", task([p("a", says)]).text());
+    let dewar = scene.command(scene.run_arguments());
+    let mut command = Command::new("/bin/bash");
+    command.args(["-c", "exec <&- >&- 2>&-; exec \"$@\"", "bash"]);
+    let mut child =
+        command.arg(dewar.get_program()).args(dewar.get_args()).arg(file).spawn().unwrap();
+    told.wait();
+
+    let open = ["0", "1", "2"].map(|fd| {
+        std::fs::read_link(format!("/proc/{}/fd/{fd}", child.id())).unwrap().display().to_string()
+    });
+    gate.open();
+
+    assert_eq!(open, ["/dev/null"; 3]);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(scene.status()["state"], "TASK_STATE_SUCCESS");
+    assert_eq!(scene.stdout("a", 0), "said\n");
+}
