@@ -50,8 +50,8 @@ const PROGRAMS: [&str; 6] = [
     "/usr/bin/taskset",
 ];
 
-/// Modules that a guest needs beyond what is built in.
-const WANTED: [&str; 4] = ["virtio_pci", "virtio_blk", "virtio_console", "loop"];
+/// Modules that a guest needs beyond what is built in; on a host the last is loaded for whoever asks for it.
+const WANTED: [&str; 5] = ["virtio_pci", "virtio_blk", "virtio_console", "loop", "tcp_diag"];
 
 /// Files of `/etc`, as on any host.
 const ETC: [(&str, &str); 5] = [

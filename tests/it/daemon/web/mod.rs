@@ -8,7 +8,7 @@ use std::fs;
 use std::time::Instant;
 
 use dewar::proto::record::Kind;
-use dewar::proto::{Launch, LaunchRequest, TaskState, TaskView};
+use dewar::proto::{GetUsageRequest, Launch, LaunchRequest, TaskState, TaskView};
 use dewar::state::{Event, Phase};
 use serde_json::Value;
 
@@ -299,6 +299,41 @@ fn pages_change_as_things_happen() {
     assert_eq!(whole.until("log", |_| true), "first\nlast\n");
     whole.next("end");
     assert!(!node.found(&format!("/logs/{id}/a/0/stdout")).text().contains("data-follow"));
+}
+
+/// A task of which something is known by now is drawn, each figure that this host accounts for and no other.
+#[test]
+fn charts_show_what_this_host_accounts_for() {
+    let mut node = web(&["--sample-interval", "100ms", "--sample-history", "10m"]);
+    let (told, gate) = (node.scene.gate("told"), node.scene.gate("gate"));
+    let works = "dd if=/dev/zero of=zeros bs=64k count=16 conv=fsync 2> /dev/null";
+    node.launch(&task([p("a", format!("{works}; {}; {}", told.tell(), gate.hold()))]));
+    told.wait();
+    let id = node.scene.id().to_owned();
+    let request = GetUsageRequest { task_id: id.clone(), ..GetUsageRequest::default() };
+    let mut observer = node.observer();
+    let usage = node.runtime.block_on(observer.get_usage(request)).unwrap().into_inner();
+    let sample = usage.usage.unwrap().sample.unwrap();
+    let known = [
+        ("CPU", true),
+        ("Memory", sample.memory.is_some()),
+        ("Disk I/O", sample.io.is_some()),
+        ("Pressure", sample.pressure.is_some()),
+    ];
+
+    let page = || node.found(&format!("/task/{id}")).text();
+    let has = |page: &str, title: &str| page.contains(&format!("<h3>{title}</h3>"));
+    wait_until("all that is known is drawn", || {
+        let page = page();
+        known.iter().all(|&(title, is_known)| !is_known || has(&page, title))
+    });
+    let page = page();
+
+    for (title, is_known) in known {
+        assert_eq!(has(&page, title), is_known, "{title}");
+    }
+    gate.open();
+    node.wait();
 }
 
 /// What is looked for is found by a part of its id, by a pattern, by a label and by its state.
