@@ -10,20 +10,29 @@
 //! Where an operator has given a directory a *project* of its own (xfs_quota(8), chattr(1) `-p` and `+P`), the kernel has the
 //! figures ready, and nothing is walked. They are of all that belongs to the project: it is the operator's promise that no other
 //! directory does. That a project begins at the directory, and is not that of the directory above, is seen here.
+//!
+//! Whoever measures a tree again and again can have it kept current in between ([`Current`]): then only directories that have changed are
+//! counted again, and what cannot be kept current is walked.
 #![allow(clippy::disallowed_methods, reason = "reads directories that a task controls")]
+
+mod current;
+mod ledger;
 
 use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 
 use crate::proto::{Identity, Launch};
 use crate::sys::dir::{self, FileId, Stat};
-use crate::sys::fs::{open_dir_without_links, open_parent};
+use crate::sys::fs::{open_dir_without_links, open_on_one_mount, open_parent};
 use crate::sys::ids::as_file_user;
 use crate::sys::quota;
 use crate::tree::{Enter, Miss, Progress, Spot, Tree, Visitor};
+
+pub use current::{Current, Lost};
 
 /// Entries of a tree that are looked at, at most: a task could otherwise add to it faster than it is read.
 const MAX_ENTRIES: u64 = 1 << 24;
@@ -39,6 +48,8 @@ const BLOCK: u64 = 512;
 pub enum Method {
     /// The tree was walked.
     Walk,
+    /// It was counted before, and what has changed since was counted again.
+    Inotify,
     /// The kernel accounts them to the project that the directory was given.
     Quota {
         /// Its number.
@@ -110,27 +121,30 @@ pub struct Measure {
     how: How,
     /// Whose rights it is read with; `None`: ours.
     user: Option<Identity>,
+    lost: Option<Lost>,
 }
 
 #[derive(Debug)]
 enum How {
     Known(DiskUsage),
     Walk(Box<Walk>),
+    Current { current: Box<Current>, top: OwnedFd },
 }
 
 impl Measure {
     /// The sandbox of a task that was accepted, read with the rights of the task's user: a sandbox may be any directory, and nobody
-    /// gets to know by dewar what they could not find out by themselves.
+    /// gets to know by dewar what they could not find out by themselves. With `current`, which is of this sandbox or of nothing yet,
+    /// no more is counted than what has changed.
     ///
     /// # Errors
     ///
     /// [`DiskError`].
-    pub fn sandbox(launch: &Launch) -> Result<Self, DiskError> {
+    pub fn sandbox(launch: &Launch, current: Option<Box<Current>>) -> Result<Self, DiskError> {
         let path = Path::new(&launch.sandbox);
         let user = launch.identity.clone();
         let top = as_user(user.as_ref(), || open_dir_without_links(path))?;
         let failed = |errno| DiskError::Directory { path: path.to_owned(), errno };
-        let mut measure = Self::directory(top.map_err(failed)?).map_err(failed)?;
+        let mut measure = Self::open(top.map_err(failed)?, current).map_err(failed)?;
         measure.user = user;
         Ok(measure)
     }
@@ -141,24 +155,74 @@ impl Measure {
     ///
     /// Those of openat2(2) and statx(2).
     pub fn directory(top: OwnedFd) -> Result<Self, Errno> {
-        let how = match accounted(top.as_fd()) {
-            Some(known) => How::Known(known),
-            None => How::Walk(Box::new(Walk::new(top, None)?)),
+        Self::open(top, None)
+    }
+
+    fn open(top: OwnedFd, current: Option<Box<Current>>) -> Result<Self, Errno> {
+        let (how, lost) = match (accounted(top.as_fd()), current) {
+            (Some(known), _) => (How::Known(known), None),
+            (None, None) => (How::walk(top)?, None),
+            (None, Some(mut current)) => match current.begin(top.as_fd()) {
+                Ok(()) => (How::Current { current, top }, None),
+                Err(lost) => (How::walk(top)?, Some(lost)),
+            },
         };
-        Ok(Self { how, user: None })
+        Ok(Self { how, user: None, lost })
     }
 
     /// Goes on past about `entries` entries; `None`: it is not at the end.
     ///
     /// # Errors
     ///
-    /// [`DiskError::User`].
+    /// [`DiskError`].
     pub fn go_on(&mut self, entries: usize) -> Result<Option<DiskUsage>, DiskError> {
-        match &mut self.how {
-            How::Known(known) => Ok(Some(known.clone())),
-            How::Walk(walk) => as_user(self.user.as_ref(), || walk.go_on(entries)),
+        let user = self.user.as_ref();
+        let (lost, walk) = match &mut self.how {
+            How::Known(known) => return Ok(Some(known.clone())),
+            How::Walk(walk) => return as_user(user, || walk.go_on(entries)),
+            How::Current { current, top } => {
+                match as_user(user, || current.go_on(top.as_fd(), entries))? {
+                    Ok(done) => return Ok(done),
+                    Err(lost) => (lost, open_again(top.as_fd()).and_then(How::walk)),
+                }
+            }
+        };
+        let failed = |errno| DiskError::Directory { path: ".".into(), errno };
+        (self.how, self.lost) = (walk.map_err(failed)?, Some(lost));
+        Ok(None)
+    }
+
+    /// Entries that were looked at, other than by what [was lost](Self::lost).
+    pub fn entries(&self) -> u64 {
+        match &self.how {
+            How::Known(_) => 0,
+            How::Walk(walk) => walk.count.entries,
+            How::Current { current, .. } => current.entries(),
         }
     }
+
+    /// Why what was given to be kept current could not be, and is walked.
+    pub fn lost(&self) -> Option<Lost> {
+        self.lost
+    }
+
+    /// What is kept current, once it was measured.
+    pub fn into_current(self) -> Option<Box<Current>> {
+        match self.how {
+            How::Current { current, .. } => Some(current),
+            How::Known(_) | How::Walk(_) => None,
+        }
+    }
+}
+
+impl How {
+    fn walk(top: OwnedFd) -> Result<Self, Errno> {
+        Ok(Self::Walk(Box::new(Walk::new(top, None)?)))
+    }
+}
+
+fn open_again(dir: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    open_on_one_mount(dir, c".", OFlag::O_RDONLY | OFlag::O_DIRECTORY)
 }
 
 fn as_user<T: Send>(
@@ -371,7 +435,7 @@ mod tests {
         assert_eq!(usage.inodes, 3);
         let launch =
             Launch { sandbox: temp.path().join("link").display().to_string(), ..Launch::default() };
-        let error = Measure::sandbox(&launch).unwrap_err();
+        let error = Measure::sandbox(&launch, None).unwrap_err();
         let path = temp.path().join("link");
         assert_eq!(error, DiskError::Directory { path, errno: Errno::ELOOP });
     }
@@ -452,7 +516,7 @@ mod tests {
             ..Launch::default()
         };
 
-        let mut measure = Measure::sandbox(&launch).unwrap();
+        let mut measure = Measure::sandbox(&launch, None).unwrap();
         let usage = finish(|| measure.go_on(SLICE).unwrap());
 
         assert_eq!(usage.inodes, 4);
@@ -460,9 +524,45 @@ mod tests {
         let missed = Missed { unread: 1, first, ..Missed::default() };
         assert_eq!((usage.is_whole(), usage.missed), (false, missed));
         fs::set_permissions(temp.path(), PermissionsExt::from_mode(0o700)).unwrap();
-        let error = Measure::sandbox(&launch).unwrap_err();
+        let error = Measure::sandbox(&launch, None).unwrap_err();
         let path = temp.path().to_owned();
         assert_eq!(error, DiskError::Directory { path, errno: Errno::EACCES }, "uid {ORDINARY}");
+    }
+
+    /// A watch goes on to tell of a directory that its user may not enter any more; what is in it is not.
+    #[test]
+    fn what_the_user_cannot_read_any_more_is_walked_and_told() {
+        if !is_root() {
+            return;
+        }
+        let temp = TempDir::new();
+        let at = |name: &str| temp.path().join(name);
+        fs::create_dir_all(at("a/b")).unwrap();
+        for name in ["", "a", "a/b"] {
+            fs::set_permissions(at(name), PermissionsExt::from_mode(0o755)).unwrap();
+        }
+        let launch = Launch {
+            sandbox: temp.path().display().to_string(),
+            identity: Some(ordinary(&[])),
+            ..Launch::default()
+        };
+        let round = |current| {
+            let mut measure = Measure::sandbox(&launch, current).unwrap();
+            let usage = finish(|| measure.go_on(SLICE).unwrap());
+            (usage, measure.lost(), measure.into_current())
+        };
+        let (_, _, current) = round(Current::new(SLICE).ok().map(Box::new));
+        fs::write(at("a/b/f"), "").unwrap();
+        let (seen, _, current) = round(current);
+        assert_eq!((seen.inodes, seen.method), (4, Method::Inotify));
+
+        fs::set_permissions(at("a"), PermissionsExt::from_mode(0o700)).unwrap();
+        fs::write(at("a/b/g"), "").unwrap();
+        let (usage, lost, current) = round(current);
+
+        assert_eq!(lost, Some(Lost::Failed(Errno::EACCES)));
+        assert_eq!((usage.inodes, usage.method, usage.missed.unread), (2, Method::Walk, 1));
+        assert!(current.is_none());
     }
 
     /// Attack 19: a live bind mount, of a directory of the same file system and of a file.

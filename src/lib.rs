@@ -37,7 +37,7 @@
 //! - [`meter`]: samples what a task uses, and adds up what is recorded
 //! - [`logs`]: reads and follows the logs of runs
 //! - [`files`]: lists and reads the files of a sandbox
-//! - [`disk`]: what a directory takes of its file system
+//! - [`disk`]: what a directory takes of its file system, once or kept current
 //! - [`control`]: asks a live runner for the end of its task, or to be nudged
 //! - [`reach`]: the same, where a runner may have to be started first
 //! - [`daemon`]: serves all of it over gRPC

@@ -9,6 +9,7 @@
 //! Counters of the node are there from the start, at 0. Whoever does not see all tasks is told of their own tasks, and of nothing else.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 
 use procfs::WithCurrentSystemInfo;
 use procfs::process::Process;
@@ -280,6 +281,9 @@ fn of_node(families: &mut Vec<MetricFamily>, node: &Node) {
     let interval = node.histories.interval().unwrap_or_default().as_secs_f64();
     let help = "Time between two samples of a task; 0: none is taken.";
     one(families, "dewar_sample_interval_seconds", help, MetricType::GAUGE, interval);
+    let entries = node.disk_entries.load(Ordering::Relaxed) as f64;
+    let help = "Entries of sandboxes that were looked at to measure them.";
+    one(families, "dewar_disk_entries_total", help, MetricType::COUNTER, entries);
     let version = vec![label("version", env!("CARGO_PKG_VERSION"))];
     let info = vec![value(MetricType::GAUGE, 1.0, version)];
     push(families, "dewar_build_info", "The daemon's version.", MetricType::GAUGE, info);

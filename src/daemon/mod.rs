@@ -46,6 +46,7 @@ use std::io;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -169,6 +170,8 @@ pub(crate) struct Node {
     pub(crate) meters: usage::Meters,
     /// What the tasks used of late.
     pub(crate) histories: sample::Histories,
+    /// Entries of sandboxes that were looked at to measure them.
+    pub(crate) disk_entries: AtomicU64,
     /// Commands of Exec that run.
     pub(crate) commands: Counts,
     /// Becomes true once the daemon is to stop.
@@ -217,6 +220,7 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
         watches,
         meters,
         histories: sample::Histories::new(sampling),
+        disk_entries: AtomicU64::new(0),
         commands,
         stopping,
     };

@@ -229,3 +229,19 @@ pub fn bytes_waiting(fd: impl AsFd) -> Result<usize, Errno> {
     check(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), libc::FIONREAD, &raw mut count) }.into())?;
     Ok(usize::try_from(count).unwrap_or(0))
 }
+
+/// Fills `file` up to its length by a mapping, and by no call that writes.
+#[cfg(test)]
+pub(crate) fn fill_by_mapping(file: &std::fs::File) {
+    use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+    let length = file.metadata().unwrap().len().try_into().unwrap();
+    let length = std::num::NonZeroUsize::new(length).unwrap();
+    let rights = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    // SAFETY: where the mapping goes is left to the kernel, so it is over nothing; `length` bytes are written, which is all that it has,
+    // and nobody makes the file of a test shorter. Nothing points to it once it is unmapped.
+    unsafe {
+        let start = mmap(None, length, rights, MapFlags::MAP_SHARED, file, 0).unwrap();
+        start.cast::<u8>().write_bytes(1, length.get());
+        munmap(start, length.get()).unwrap();
+    }
+}

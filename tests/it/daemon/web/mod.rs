@@ -1,6 +1,7 @@
 //! The page: by plain HTTP, as a browser or a program would ask.
 
 mod attacks;
+mod disk;
 mod http;
 mod metrics;
 
