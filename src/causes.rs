@@ -1,6 +1,14 @@
 //! An error with its causes, on one line: what each of our programs prints.
 
 use std::error::Error;
+use std::fmt::Display;
+use std::io::{self, Write};
+
+/// Writes a line to standard error if that can be: it may be a file on a disk that is full, for which `eprintln!` would panic, and
+/// nobody who runs tasks dies of that.
+pub fn say(line: impl Display) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
 
 /// The whole of what `error` says, its causes included.
 pub fn chain(error: &dyn Error) -> String {

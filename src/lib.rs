@@ -49,7 +49,7 @@
 //!
 //! - [`sys`]: system calls, and the only unsafe code
 //! - `tree`: walks a directory that changes meanwhile, some entries at a time
-//! - [`causes`]: an error with its causes, on one line
+//! - [`causes`]: an error with its causes, on one line; and how it is said without harm
 //! - `words`, `escape`: values in words, and text that is safe to show
 //! - [`failpoint`]: named points between two effects, at which tests stop or fail us
 

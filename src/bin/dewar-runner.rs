@@ -5,10 +5,14 @@
 //!
 //! Exit status: 0 the task is over; 2 bad use; 5 another runner holds the task, or it cannot be run here; 70 a defect.
 #![cfg_attr(target_env = "gnu", no_main)]
+#![deny(
+    clippy::print_stderr,
+    reason = "panics where the log is on a disk that is full: causes::say"
+)]
 
 use std::ffi::OsString;
 
-use dewar::causes::chain;
+use dewar::causes::{chain, say};
 use dewar::failpoint::Failpoint;
 use dewar::launch::{FOLLOWER, Word, hear};
 use dewar::runner::{Options, Ready, Runner, RunnerError, block_signals};
@@ -33,7 +37,7 @@ fn run() -> u8 {
         _ => return usage("TASK is no task id"),
     };
     if let Err(error) = block_signals() {
-        eprintln!("dewar-runner: {task}: block signals: {error}");
+        say(format!("dewar-runner: {task}: block signals: {error}"));
         return 70;
     }
     // Before anything of ours can have its number.
@@ -50,14 +54,14 @@ fn run() -> u8 {
     match ready.and_then(|ready| Runner::run(ready, options)) {
         Ok(_) => 0,
         Err(error) => {
-            eprintln!("dewar-runner: {task}: {}", chain(&error));
+            say(format!("dewar-runner: {task}: {}", chain(&error)));
             status(&error)
         }
     }
 }
 
 fn usage(why: &str) -> u8 {
-    eprintln!("dewar-runner: {why}; it is started by `dewar run`");
+    say(format!("dewar-runner: {why}; it is started by `dewar run`"));
     2
 }
 

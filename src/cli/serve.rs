@@ -63,6 +63,8 @@ fn log(args: &Serve) -> Result<(), Failure> {
     let filter = EnvFilter::try_new(&args.log)
         .map_err(|error| Failure::Usage(format!("--log {:?}: {error}", args.log)))?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    // That a line could not be written would be written there, too, by what panics if it cannot: of a full disk no daemon dies.
+    let log = log.log_internal_errors(false);
     match args.log_format {
         LogFormat::Json => log.json().init(),
         // The journal has its own times.

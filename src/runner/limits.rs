@@ -19,7 +19,7 @@ use super::enforcer::Enforcer;
 use super::perform::Act;
 use super::sources::Wake;
 use super::{OVER, Runner, RunnerError, doing};
-use crate::causes::chain;
+use crate::causes::{chain, say};
 use crate::cgroup::{self, Cgroup, CgroupError, Held, Rounded, Unenforceable, fields};
 use crate::failpoint::{Failpoint, hit};
 use crate::proto::UpdateLimits;
@@ -309,7 +309,7 @@ impl Runner {
             (Then::Answer(asked), Err(why)) => self.take_back(process, *asked, held, why)?,
             // The run that they were for may just have ended. Else there is nobody to be told but who reads the log.
             (Then::Enforce, Err(why)) if matches!(self.target(process), Ok(Some(_))) => {
-                eprintln!("dewar-runner: {}: limits that were accepted: {why}", self.task);
+                say(format!("dewar-runner: {}: limits that were accepted: {why}", self.task));
             }
             (Then::Enforce, _) => {}
         }
@@ -329,7 +329,7 @@ impl Runner {
     fn answer(&self, reply: Option<Reply>, why: &str) {
         match reply {
             Some(reply) => reply.send(why),
-            None => eprintln!("dewar-runner: {}: limits that were accepted: {why}", self.task),
+            None => say(format!("dewar-runner: {}: limits that were accepted: {why}", self.task)),
         }
     }
 

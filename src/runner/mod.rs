@@ -16,6 +16,10 @@
 //! | `enforcer.rs` | who waits while the kernel makes limits so? |
 //! | `pause.rs` | how does the task stand still, and go on? |
 #![allow(clippy::disallowed_methods, reason = "performs effects")]
+#![deny(
+    clippy::print_stderr,
+    reason = "panics where the log is on a disk that is full: causes::say"
+)]
 
 mod acceptance;
 mod attach;
@@ -38,6 +42,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
+use crate::causes::say;
 use crate::cgroup::{CgroupError, FindError, TaskCgroup};
 use crate::checkpoint::{
     Identity, Instant, IoError, OpenError, Position, ReadError, Root, WriteError, Writer, tasks,
@@ -369,7 +374,7 @@ impl Runner {
             let pause = self.stalled.map_or(*RETRY.start(), |(_, pause)| pause);
             if self.stalled.is_none() {
                 let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
-                eprintln!("dewar-runner: {}: cannot write, waiting: {error}{cause}", self.task);
+                say(format!("dewar-runner: {}: cannot write, waiting: {error}{cause}", self.task));
             }
             self.stalled = Some((now + pause.as_nanos() as u64, (pause * 2).min(*RETRY.end())));
             return Ok(false);

@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use super::attach::{START_BACKSTOP, UNKNOWN_BACKSTOP};
 use super::sources::Wake;
 use super::{Coordinator, Live, RETRY, Runner, RunnerError, doing};
+use crate::causes::say;
 use crate::cgroup::{self, CgroupError};
 use crate::checkpoint::{OpenError, Recovery, WriteError, Writer};
 use crate::coordinator::{self, Job};
@@ -202,7 +203,10 @@ impl Runner {
         let Some(live) = self.live.get_mut(&process) else { return Ok(()) };
         if is_no_space(&error) {
             if !std::mem::replace(&mut live.wants_space, true) {
-                eprintln!("dewar-runner: {}: no space to start a run, waiting: {error}", self.task);
+                say(format!(
+                    "dewar-runner: {}: no space to start a run, waiting: {error}",
+                    self.task
+                ));
             }
             self.retry(SPACE_PAUSE, Act::Launch(process));
             return Ok(());
