@@ -387,10 +387,17 @@ impl Tasks {
 
     /// A runner has recorded something, or is gone.
     fn nudged(&mut self, token: u64) {
-        let gone = match self.live.get(&token).and_then(|live| live.runner.as_ref()) {
+        let nudge = match self.live.get(&token).and_then(|live| live.runner.as_ref()) {
             None => return,
-            Some(runner) => ended(&runner.followed.nudges),
+            Some(runner) => take_nudges(&runner.followed.nudges),
         };
+        let gone = nudge == Nudge::Gone;
+        match nudge {
+            Nudge::None => {}
+            Nudge::Waits(waits) => self.waits(token, waits),
+            // The next one tells anew.
+            Nudge::Gone => self.waits(token, false),
+        }
         let over = self.advance(token);
         if !gone {
             return;
@@ -418,6 +425,22 @@ impl Tasks {
         }
     }
 
+    /// The runner of a task waits until it can write, or does so no more.
+    fn waits(&mut self, token: u64, waits: bool) {
+        let Some(live) = self.live.get_mut(&token) else { return };
+        if live.entry.waits_for_disk == waits {
+            return;
+        }
+        match waits {
+            true => {
+                tracing::warn!(task = %live.id, "what happens cannot be recorded; the task waits for its disk")
+            }
+            false => tracing::info!(task = %live.id, "the task waits for its disk no more"),
+        }
+        live.entry.waits_for_disk = waits;
+        self.registry.found(&live.id, live.entry.clone());
+    }
+
     /// Takes in what was recorded, and says whether the task is over.
     fn advance(&mut self, token: u64) -> bool {
         let Some(live) = self.live.get_mut(&token) else { return true };
@@ -431,7 +454,9 @@ impl Tasks {
             }
         });
         if let (true, Some(replay)) = (changed, live.observed.replay()) {
-            live.entry = Entry::of(&replay.view(None), Some(replay.launch()));
+            let waits_for_disk = live.entry.waits_for_disk;
+            let entry = Entry::of(&replay.view(None), Some(replay.launch()));
+            live.entry = Entry { waits_for_disk, ..entry };
         }
         if !events.is_empty() {
             self.registry.happened(&live.id, &live.entry, events);
@@ -539,12 +564,26 @@ fn start_runner(
     Ok(followed)
 }
 
-/// Takes the nudges that are there; says whether there will be none any more.
-fn ended(nudges: &OwnedFd) -> bool {
-    match nix::unistd::read(nudges, &mut [0; 4096]) {
-        Ok(read) => read == 0,
-        Err(Errno::EINTR | Errno::EAGAIN) => false,
-        Err(_) => true,
+/// What a runner has said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Nudge {
+    None,
+    /// Whether it waits until it can write.
+    Waits(bool),
+    /// It says nothing any more.
+    Gone,
+}
+
+/// Takes the nudges that are there; the last of them holds.
+fn take_nudges(nudges: &OwnedFd) -> Nudge {
+    let mut buffer = [0; 4096];
+    match nix::unistd::read(nudges, &mut buffer) {
+        Ok(read) => match buffer[..read].last() {
+            Some(&byte) => Nudge::Waits(byte != 0),
+            None => Nudge::Gone,
+        },
+        Err(Errno::EINTR | Errno::EAGAIN) => Nudge::None,
+        Err(_) => Nudge::Gone,
     }
 }
 

@@ -9,8 +9,10 @@
 //! Counters of the node are there from the start, at 0. Whoever does not see all tasks is told of their own tasks, and of nothing else.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 
+use nix::sys::statvfs::statvfs;
 use procfs::WithCurrentSystemInfo;
 use procfs::process::Process;
 use prometheus::TextEncoder;
@@ -253,6 +255,13 @@ fn of_tasks(families: &mut Vec<MetricFamily>, live: &[Live]) {
         MetricType::GAUGE,
         told(|entry| Some(f64::from(u8::from(entry.summary.is_paused)))),
     );
+    push(
+        families,
+        "dewar_task_waits_for_disk",
+        "Whether the task waits until it can be recorded what happens, as for space.",
+        MetricType::GAUGE,
+        told(|entry| Some(f64::from(u8::from(entry.waits_for_disk)))),
+    );
 }
 
 fn of_node(families: &mut Vec<MetricFamily>, node: &Node) {
@@ -281,12 +290,36 @@ fn of_node(families: &mut Vec<MetricFamily>, node: &Node) {
     let interval = node.histories.interval().unwrap_or_default().as_secs_f64();
     let help = "Time between two samples of a task; 0: none is taken.";
     one(families, "dewar_sample_interval_seconds", help, MetricType::GAUGE, interval);
+    of_root(families, node.root.path());
     let entries = node.disk_entries.load(Ordering::Relaxed) as f64;
     let help = "Entries of sandboxes that were looked at to measure them.";
     one(families, "dewar_disk_entries_total", help, MetricType::COUNTER, entries);
     let version = vec![label("version", env!("CARGO_PKG_VERSION"))];
     let info = vec![value(MetricType::GAUGE, 1.0, version)];
     push(families, "dewar_build_info", "The daemon's version.", MetricType::GAUGE, info);
+}
+
+/// The file system that the root is on; what it does not tell is left out.
+fn of_root(families: &mut Vec<MetricFamily>, root: &Path) {
+    let Ok(told) = statvfs(root) else { return };
+    let bytes = |blocks: u64| blocks as f64 * told.fragment_size() as f64;
+    let mut gauges = vec![
+        ("dewar_root_bytes", "Size of the root's file system.", bytes(told.blocks())),
+        (
+            "dewar_root_free_bytes",
+            "Space of the root's file system that is free for everybody.",
+            bytes(told.blocks_available()),
+        ),
+    ];
+    // A file system that makes inodes as it needs them has none.
+    if told.files() > 0 {
+        let (all, free) = (told.files() as f64, told.files_available() as f64);
+        gauges.push(("dewar_root_inodes", "Inodes of the root's file system.", all));
+        gauges.push(("dewar_root_free_inodes", "Inodes of it that are free for everybody.", free));
+    }
+    for (name, help, number) in gauges {
+        one(families, name, help, MetricType::GAUGE, number);
+    }
 }
 
 /// The daemon as a process, by the names that all exporters use.

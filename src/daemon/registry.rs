@@ -27,6 +27,8 @@ pub(crate) struct Entry {
     pub(crate) summary: Arc<TaskSummary>,
     /// Whose it is; `None` if that cannot be read.
     pub(crate) owner: Option<u32>,
+    /// Whether its runner waits until it can write, as for space.
+    pub(crate) waits_for_disk: bool,
 }
 
 impl Entry {
@@ -46,7 +48,7 @@ impl Entry {
             is_paused: view.paused_since.is_some(),
         };
         let owner = launch.and_then(|launch| launch.identity.as_ref()).map(|who| who.uid);
-        Self { summary: Arc::new(summary), owner }
+        Self { summary: Arc::new(summary), owner, waits_for_disk: false }
     }
 }
 

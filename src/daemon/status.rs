@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 use std::error::Error;
+use std::io;
 
+use nix::errno::Errno;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, PreconditionViolation, StatusExt};
 
@@ -162,8 +164,20 @@ pub(crate) fn of_launch(error: &LaunchError) -> Status {
         LaunchError::Held { task, .. } => {
             info(Code::Aborted, "TASK_HELD", text, &[("task_id", task.to_string())])
         }
+        // It may have begun.
+        LaunchError::Uncertain { .. } => unavailable(error),
+        error if wants_space(error) => info(Code::ResourceExhausted, "NO_SPACE", text, &[]),
         _ => unavailable(error),
     }
+}
+
+/// Whether something could not be written for want of space: disk, or quota.
+fn wants_space(error: &(dyn Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |&error| error.source()).any(|error| {
+        let number = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+        let errno = number.map(Errno::from_raw).or(error.downcast_ref::<Errno>().copied());
+        matches!(errno, Some(Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG))
+    })
 }
 
 /// A request that a runner did not do.
@@ -231,6 +245,7 @@ pub(crate) fn task_id(text: &str) -> Result<TaskId, Status> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checkpoint::IoError;
 
     /// What clients take of headers (gRPC over HTTP/2: 8 KiB).
     const HEADERS: usize = 8 << 10;
@@ -238,6 +253,24 @@ mod tests {
     /// Base64 and the escapes of a message are larger than what they stand for.
     fn size(status: &Status) -> usize {
         status.details().len().div_ceil(3) * 4 + status.message().len() * 3 / 2
+    }
+
+    /// Attack 34: whether the disk is full or a quota is used up.
+    #[test]
+    fn want_of_space_is_told_from_what_may_pass_by_itself() {
+        let io_error =
+            |errno: Errno| IoError { call: "write", path: "/root".into(), source: errno.into() };
+        let failed = |errno| LaunchError::Io(io_error(errno));
+        let told = [Errno::ENOSPC, Errno::EDQUOT, Errno::EIO].map(|errno| {
+            let status = of_launch(&failed(errno));
+            (status.code(), status.get_error_details().error_info().unwrap().reason.clone())
+        });
+
+        let full = (Code::ResourceExhausted, "NO_SPACE".to_owned());
+        assert_eq!(told, [full.clone(), full, (Code::Unavailable, "UNAVAILABLE".to_owned())]);
+        let task = TaskId::new("t").unwrap();
+        let begun = of_launch(&LaunchError::Uncertain { task, error: io_error(Errno::ENOSPC) });
+        assert_eq!(begun.code(), Code::Unavailable);
     }
 
     #[test]

@@ -121,20 +121,31 @@ impl Reply {
     }
 }
 
-/// Somebody who is nudged after each turn that recorded something.
-pub(super) struct Follower(UnixStream);
+/// Somebody who is nudged after each turn that recorded something, and told whether the runner waits for the disk.
+pub(super) struct Follower {
+    stream: UnixStream,
+    told: u8,
+}
 
 impl Follower {
     pub(super) fn new(fd: OwnedFd) -> Self {
         let stream = UnixStream::from(fd);
         let _ = stream.set_nonblocking(true);
-        Self(stream)
+        Self { stream, told: 0 }
     }
 
-    /// Nudges; false once it is gone. A full buffer is nudge enough.
-    pub(super) fn nudge(&mut self) -> bool {
-        match self.0.write_all(&[0]) {
-            Ok(()) => true,
+    /// Nudges if there are `news`, or what `waits` says was not told yet; false once it is gone. A full buffer is nudge enough for
+    /// news.
+    pub(super) fn nudge(&mut self, news: bool, waits: bool) -> bool {
+        let byte = u8::from(waits);
+        if !news && byte == self.told {
+            return true;
+        }
+        match self.stream.write_all(&[byte]) {
+            Ok(()) => {
+                self.told = byte;
+                true
+            }
             Err(error) => error.kind() == io::ErrorKind::WouldBlock,
         }
     }

@@ -192,7 +192,7 @@ struct Live {
     is_of_earlier_boot: bool,
     /// Tries to fork its coordinator that failed in a row.
     failed_starts: u32,
-    /// A start found no space, and that was said.
+    /// Its start found no space, and that was said.
     wants_space: bool,
 }
 
@@ -402,9 +402,13 @@ impl Runner {
 
     /// Nudges followers once for all that a turn recorded.
     fn tell(&mut self) {
-        if std::mem::take(&mut self.news) {
-            self.followers.retain_mut(Follower::nudge);
-        }
+        let (news, waits) = (std::mem::take(&mut self.news), self.waits_for_disk());
+        self.followers.retain_mut(|follower| follower.nudge(news, waits));
+    }
+
+    /// Whether there is something that it cannot write, or no space for a run to begin.
+    fn waits_for_disk(&self) -> bool {
+        self.stalled.is_some() || self.live.values().any(|live| live.wants_space)
     }
 
     /// Sleeps, and takes in what woke it.
@@ -468,7 +472,7 @@ impl Runner {
             Asked::Signal { asked, reply } => self.signal(&asked, reply)?,
             Asked::Follow(mut follower) => {
                 // What happened before it came is news to it.
-                if follower.nudge() {
+                if follower.nudge(true, self.waits_for_disk()) {
                     self.followers.push(follower);
                 }
             }

@@ -112,6 +112,7 @@ impl Runner {
                     .map_err(doing("watch a coordinator"))?;
                 if let Some(live) = self.live.get_mut(&process) {
                     live.coordinator = Some(coordinator);
+                    live.wants_space = false;
                 }
                 self.expect(process, START_BACKSTOP);
                 hit(Failpoint::LaunchForked).map_err(doing("pass a failpoint"))

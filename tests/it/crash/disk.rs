@@ -1,9 +1,7 @@
 //! S32, attack 34: a disk that fills up while a task runs. What runs goes on, what would begin waits, and nothing is told
 //! that is not recorded.
 
-use std::fs::{self, File};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::fs;
 use std::time::Duration;
 
 use dewar::control;
@@ -11,52 +9,15 @@ use dewar::launch;
 use dewar::proto::{KillStage, VerdictReason};
 use dewar::state::{Outcome, Phase};
 use dewar::task::TaskId;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
 
 use super::bench::{Bench, wait_for};
 use super::tasks::{MARK, deaf};
+use crate::support::Disk;
 
-/// A file system of 1 MiB in memory.
-struct Disk {
-    path: PathBuf,
-}
-
-impl Disk {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("dewar-disk-{}-{name}", std::process::id()));
-        fs::create_dir(&path).unwrap();
-        let options = Some("size=1m,mode=755");
-        mount(Some("tmpfs"), &path, Some("tmpfs"), MsFlags::empty(), options).unwrap();
-        Self { path }
-    }
-
-    fn path(&self) -> &Path {
-        &self.path
-    }
-
-    fn filler(&self) -> PathBuf {
-        self.path.join("filler")
-    }
-
-    /// Fills it to the last block.
-    fn fill(&self) {
-        let mut file = File::create(self.filler()).unwrap();
-        for block in [4096, 1] {
-            while file.write_all(&vec![0; block]).is_ok() {}
-        }
-    }
-
-    fn make_space(&self) {
-        fs::remove_file(self.filler()).unwrap();
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = umount2(&self.path, MntFlags::MNT_DETACH);
-        let _ = fs::remove_dir(&self.path);
-    }
+fn disk(name: &str) -> Disk {
+    let name = format!("dewar-disk-{}-{name}", std::process::id());
+    Disk::new(std::env::temp_dir().join(name))
 }
 
 /// A chain of processes, the first of which waits for `go`.
@@ -75,7 +36,7 @@ fn chain() -> Value {
 
 #[test]
 fn s32_a_full_disk_loses_nothing_and_begins_nothing() {
-    let disk = Disk::new("chain");
+    let disk = disk("chain");
     let bench = Bench::with_root(&disk.path().join("root"));
     let task = bench.accept("t", &chain());
     let trace = bench.dir().join("trace");
@@ -123,7 +84,7 @@ fn chain_of(error: &dyn std::error::Error) -> String {
 /// What runs can be ended: the records of that have their space since before it began.
 #[test]
 fn s32_a_task_can_be_killed_while_the_disk_is_full() {
-    let disk = Disk::new("kill");
+    let disk = disk("kill");
     let bench = Bench::with_root(&disk.path().join("root"));
     // Their ends take more than what is left of a block by chance.
     let processes: Vec<Value> = (0..30).map(|number| deaf(&format!("p{number}"))).collect();
@@ -168,7 +129,7 @@ fn a_run_that_never_had_a_process_is_given_up_by_a_kill() {
 /// A runner that dies while the disk is full leaves a task that the next one goes on with.
 #[test]
 fn s32_a_runner_may_die_while_the_disk_is_full() {
-    let disk = Disk::new("runner");
+    let disk = disk("runner");
     let bench = Bench::with_root(&disk.path().join("root"));
     let task = bench.accept("t", &chain());
     let runner = bench.start(&task);

@@ -1,5 +1,6 @@
 //! What the tests stand on.
 
+mod disk;
 mod follow;
 mod gate;
 mod leak;
@@ -11,6 +12,7 @@ mod time;
 
 use std::time::Duration;
 
+pub(crate) use disk::Disk;
 pub(crate) use follow::{Finished, Following};
 pub(crate) use gate::Gate;
 pub(crate) use process::{Pid, is_alive};

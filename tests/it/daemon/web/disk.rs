@@ -1,13 +1,19 @@
-//! What sandboxes take of their disks, from round to round; metrics tell how much is read for that.
+//! Disks: what sandboxes take of them, from round to round, where metrics tell how much is read for that; and one that is full.
 
-use dewar::proto::{DiskMethod, DiskUsage, GetUsageRequest};
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::symlink;
+
+use dewar::proto::{DiskMethod, DiskUsage, GetTaskRequest, GetUsageRequest, TaskState};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tonic::Code;
+use tonic_types::StatusExt;
 
 use super::super::node::Node;
 use super::metrics::value;
 use super::web;
-use crate::support::{p, task, wait_until};
+use crate::support::{Disk, Gate, Scene, need_root, p, task, wait_until};
 
 /// Rounds that do not let a test wait.
 const OFTEN: [&str; 2] = ["--disk-interval", "100ms"];
@@ -103,4 +109,66 @@ fn what_cannot_be_kept_current_is_walked_and_tried_again() {
     node.wait_for_disk("it is kept current again", |disk| disk.method() == DiskMethod::Inotify);
     end.open();
     node.wait();
+}
+
+/// Attack 34: the root's file system is full. What runs goes on, its end is kept until it can be recorded, nothing new is accepted or begun,
+/// and who looks at metrics or log is told.
+#[test]
+fn a_full_disk_refuses_launches_and_is_told() {
+    need_root!();
+    let scene = Scene::new();
+    let disk = Disk::new(scene.root());
+    // Whose log cannot be written does not die of that; that of the runner is there, too.
+    symlink(disk.path().join("daemon.log"), scene.path("daemon.log")).unwrap();
+    let mut node = Node::of(scene, &["--web", "127.0.0.1:0"]);
+    // It goes before the scene does.
+    let disk = disk;
+    let [begun, first, second] = ["begun", "first", "second"].map(|name| node.scene.gate(name));
+    let process = |gate: &Gate| format!("{}; {}", begun.tell(), gate.hold());
+    let processes = [p("a", process(&first)), p("b", process(&second))];
+    let view = node.launch(&task(processes).order(["a", "b"]));
+    begun.wait();
+    let id = node.scene.id().to_owned();
+    let labels = format!(r#"{{name="{}",task_id="{id}",user="root"}}"#, view.name);
+    let waits = |node: &Node| {
+        let metrics = node.metrics();
+        value(&metrics, &format!("dewar_task_waits_for_disk{labels}")).map(str::to_owned)
+    };
+    let free = |node: &Node| value(&node.metrics(), "dewar_root_free_bytes").unwrap().to_owned();
+    assert_eq!(waits(&node).as_deref(), Some("0"));
+    assert_ne!(free(&node), "0");
+
+    // Not even what is left of a block.
+    let log = node.scene.path("daemon.log");
+    let mut end = File::options().append(true).open(&log).unwrap();
+    let rest = 4096 - end.metadata().unwrap().len() % 4096;
+    end.write_all(&vec![b'\n'; rest as usize]).unwrap();
+    disk.fill();
+    assert_eq!(free(&node), "0");
+    let mut request = node.request(&task([p("a", "true")]));
+    let refused = format!("{id}.refused");
+    request.task_id = Some(refused.clone());
+    let mut runner = node.runner();
+    let error = node.runtime.block_on(runner.launch(request)).unwrap_err();
+    let info = error.get_error_details().error_info().unwrap().reason.clone();
+    assert_eq!((error.code(), info.as_str()), (Code::ResourceExhausted, "NO_SPACE"));
+    assert!(error.message().contains("No space left on device"), "{error:?}");
+    let mut observer = node.observer();
+    let asked = observer.get_task(GetTaskRequest { task_id: refused });
+    assert_eq!(node.runtime.block_on(asked).unwrap_err().code(), Code::NotFound);
+
+    first.open();
+    wait_until("it waits", || waits(&node).as_deref() == Some("1"));
+    let told = node.get();
+    let ended = told.processes[0].runs[0].end_time;
+    assert!(told.state() == TaskState::Active && ended.is_some(), "{told:?}");
+    disk.make_space();
+
+    begun.wait();
+    wait_until("it waits no more", || waits(&node).as_deref() == Some("0"));
+    let log = std::fs::read_to_string(&log).unwrap();
+    assert!(log.contains("the task waits for its disk no more"), "{log}");
+    second.open();
+    assert_eq!(node.wait().state(), TaskState::Success);
+    node.kill();
 }
