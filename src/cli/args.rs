@@ -35,7 +35,7 @@ Exit status of the other commands: 0 done, 1 nothing matched, 2 bad use; of exec
 
 A pattern is a regular expression that matches a whole task id.
 
-Commands with --address and --root ask the daemon that --address names, or work on the directory that --root names; else the
+Commands with --address and --root ask the daemon that --address names, or work on the directories that --root names; else the
 daemon of DEWAR_ADDRESS, else the one on the default socket if it is there, else they work on the default directory.";
 
 /// The `dewar` command line.
@@ -271,16 +271,25 @@ pub(super) struct RootArg {
     pub(super) root: Option<PathBuf>,
 }
 
+/// Where the tasks are kept, in one directory or in several.
+#[derive(Debug, Default, Args)]
+pub(super) struct RootsArg {
+    /// Directory of all checkpoints; may be repeated, and each task is then told with its own [default: /var/lib/dewar as root, else
+    /// $XDG_STATE_HOME/dewar or ~/.local/state/dewar]
+    #[arg(long = "root", value_name = "DIR")]
+    pub(super) roots: Vec<PathBuf>,
+}
+
 /// Where the tasks are found.
 #[derive(Debug, Default, Args)]
 pub(super) struct NodeArg {
-    /// A directory.
+    /// Directories.
     #[command(flatten)]
-    pub(super) root: RootArg,
+    pub(super) roots: RootsArg,
 
     /// Daemon to ask: PATH or unix://PATH of its socket, or https://HOST:PORT [env: DEWAR_ADDRESS] [default: the one on the default socket, if it listens]
     #[cfg(feature = "net")]
-    #[arg(long, value_name = "ADDRESS", conflicts_with = "root")]
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "roots")]
     pub(super) address: Option<Address>,
 }
 
@@ -672,7 +681,7 @@ Examples:
   dewar gc --max-tasks 100 --dry-run              tell what would go
 
 Of tasks that match a REGEX, or of all. Removed are sandboxes in <root>/sandboxes alone; never a task that has not ended, or ended
-a moment ago. `dewar serve --gc-max-age` and the like do the same all the time; `dewar remove` removes tasks by name.";
+a moment ago. Of several roots each is kept within the limits by itself. `dewar serve --gc-max-age` and the like do the same all the time; `dewar remove` removes tasks by name.";
 
 /// `dewar gc`.
 #[derive(Debug, Args)]
@@ -685,7 +694,7 @@ pub(super) struct Gc {
 
     /// Where the tasks are.
     #[command(flatten)]
-    pub(super) root: RootArg,
+    pub(super) roots: RootsArg,
 
     /// Remove what ended longer ago than this, such as 2d5h [default: no limit]
     #[arg(long, value_name = "TIME", value_parser = age, group = "limit")]
@@ -838,7 +847,8 @@ const STATUS_EXAMPLES: &str = "\
 Examples:
   dewar status                              all tasks, oldest first
   dewar status --only active -v             what runs now, with its processes
-  dewar status 'web-.*' --output json       one JSON object a line";
+  dewar status 'web-.*' --output json       one JSON object a line
+  dewar status --root /srv/a --root /srv/b  all tasks of both directories, each with its own";
 
 /// `dewar status`.
 #[derive(Debug, Args)]

@@ -3,10 +3,11 @@
 //! The script that is printed calls `dewar` with the words of the line, and with [`VARIABLE`] in its environment: what may come next is
 //! found in the definitions of the command line, and task ids where the command would look for its tasks.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::CommandFactory;
 use clap_complete::engine::CompletionCandidate;
@@ -15,7 +16,8 @@ use nix::unistd::alarm;
 
 use super::args::{Cli, Completion, NodeArg, Shell};
 use super::failure::{Failure, status};
-use super::node::{Node, Which};
+use super::node::Which;
+use super::nodes::Nodes;
 use super::out::Out;
 use super::pattern::Patterns;
 
@@ -80,8 +82,9 @@ pub(super) fn all(current: &OsStr) -> Vec<CompletionCandidate> {
 /// Where they cannot be told, there are none.
 fn ids(current: &OsStr, which: Which) -> Option<Vec<CompletionCandidate>> {
     let current = current.to_str()?;
-    let node = Node::find(&named(&env::args_os().collect::<Vec<_>>())).ok()?;
-    let ids = node.list(&Patterns::new(&[]).ok()?, which).ok()?;
+    let nodes = Nodes::find(&named(&env::args_os().collect::<Vec<_>>())).ok()?;
+    let lists = nodes.iter().filter_map(|node| node.list(&Patterns::default(), which).ok());
+    let ids: BTreeSet<_> = lists.flatten().collect();
     let ids = ids.iter().map(|id| id.as_str()).filter(|id| id.starts_with(current));
     Some(ids.filter(|id| is_plain(id)).map(CompletionCandidate::new).collect())
 }
@@ -91,22 +94,21 @@ fn is_plain(id: &str) -> bool {
     !id.starts_with('-') && id.chars().all(|c| c.is_ascii_alphanumeric() || "._-+@%,".contains(c))
 }
 
-/// The root or the daemon that is named on the line.
+/// The roots or the daemon that are named on the line.
 fn named(words: &[OsString]) -> NodeArg {
-    let value = |option: &str| {
-        let with = format!("{option}=");
-        let joined = words.iter().find_map(|word| word.as_bytes().strip_prefix(with.as_bytes()));
-        let next = || {
-            let at = words.iter().position(|word| word == option)?;
-            words.get(at + 1).map(|word| word.as_os_str())
-        };
-        joined.map(OsStr::from_bytes).or_else(next)
+    let values = |option: &'static str| {
+        words.iter().zip(1..).filter_map(move |(word, next)| {
+            match word.as_bytes().strip_prefix(option.as_bytes())? {
+                [] => words.get(next).map(OsString::as_os_str),
+                value => value.strip_prefix(b"=").map(OsStr::from_bytes),
+            }
+        })
     };
     let mut arg = NodeArg::default();
-    arg.root.root = value("--root").map(|path| Path::new(path).to_owned());
+    arg.roots.roots = values("--root").map(PathBuf::from).collect();
     #[cfg(feature = "net")]
     {
-        arg.address = value("--address").and_then(|text| text.to_str()?.parse().ok());
+        arg.address = values("--address").next().and_then(|text| text.to_str()?.parse().ok());
     }
     arg
 }
@@ -117,11 +119,16 @@ mod tests {
 
     #[test]
     fn the_root_that_is_named_on_the_line_is_looked_in() {
-        for line in ["dewar -- dewar kill --root /r x", "dewar -- dewar kill x --root=/r"] {
+        for (line, roots) in [
+            ("dewar -- dewar kill --root /r x", &["/r"][..]),
+            ("dewar -- dewar kill x --root=/r", &["/r"]),
+            ("dewar -- dewar kill --root /r x --root=/s --rootless", &["/r", "/s"]),
+            ("dewar", &[]),
+        ] {
             let words: Vec<_> = line.split(' ').map(OsString::from).collect();
-            assert_eq!(named(&words).root.root, Some("/r".into()), "{line}");
+            let roots: Vec<_> = roots.iter().map(PathBuf::from).collect();
+            assert_eq!(named(&words).roots.roots, roots, "{line}");
         }
-        assert_eq!(named(&["dewar".into()]).root.root, None);
     }
 
     /// attack 47: an id is no command.

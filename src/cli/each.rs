@@ -3,6 +3,7 @@
 use super::args::NodeArg;
 use super::failure::{Failure, status};
 use super::node::{Node, Which};
+use super::nodes::{Nodes, say};
 use super::out::Out;
 use super::pattern::Patterns;
 use super::words;
@@ -31,7 +32,7 @@ pub(super) fn finished(
     node: &NodeArg,
     act: impl Fn(&Node, &TaskId) -> Result<(), Failure>,
 ) -> Result<u8, Failure> {
-    let none = |node: &Node, _: &Patterns| Ok(format!("no such task has ended {node}"));
+    let none = |nodes: &Nodes, _: &Patterns| Ok(format!("no such task has ended {nodes}"));
     each(patterns, node, Which::Finished, none, act)
 }
 
@@ -40,22 +41,25 @@ fn each(
     patterns: &[String],
     node: &NodeArg,
     which: Which,
-    none: impl Fn(&Node, &Patterns) -> Result<String, Failure>,
+    none: impl Fn(&Nodes, &Patterns) -> Result<String, Failure>,
     act: impl Fn(&Node, &TaskId) -> Result<(), Failure>,
 ) -> Result<u8, Failure> {
     let patterns = Patterns::new(patterns)?;
-    let node = Node::find(node)?;
-    let matched = node.list(&patterns, which)?;
-    if matched.is_empty() {
-        return Err(Failure::NothingMatched(none(&node, &patterns)?));
+    let nodes = Nodes::find(node)?;
+    let mut exit = status::SUCCESS;
+    let matched = nodes.gather(|node| node.list(&patterns, which), say(&mut exit))?;
+    if matched.is_empty() && exit == status::SUCCESS {
+        return Err(Failure::NothingMatched(none(&nodes, &patterns)?));
     }
     let mut out = Out::default();
-    let mut exit = status::SUCCESS;
-    for id in &matched {
-        match act(&node, id) {
-            Ok(()) => out.write(format!("{id}\n"))?,
+    for (number, id) in &matched {
+        match act(nodes.node(*number), id) {
+            Ok(()) => {
+                let root = nodes.root(*number).map(|root| format!("  {}", words::name(&root)));
+                out.write(format!("{id}{}\n", root.unwrap_or_default()))?;
+            }
             Err(failure) => {
-                eprintln!("dewar: {}: {failure}", words::name(id.as_str()));
+                eprintln!("dewar: {}: {failure}", nodes.name(*number, id));
                 exit = failure.status();
             }
         }
@@ -63,10 +67,10 @@ fn each(
     Ok(exit)
 }
 
-fn nothing(node: &Node, patterns: &Patterns) -> Result<String, Failure> {
-    let over = node.list(patterns, Which::Finished)?.len();
-    Ok(match over {
-        0 => format!("no such task {node}"),
-        over => format!("no such task is active {node}; {over} of that name have ended"),
+fn nothing(nodes: &Nodes, patterns: &Patterns) -> Result<String, Failure> {
+    let over = nodes.gather(|node| node.list(patterns, Which::Finished), drop)?;
+    Ok(match over.len() {
+        0 => format!("no such task {nodes}"),
+        over => format!("no such task is active {nodes}; {over} of that name have ended"),
     })
 }

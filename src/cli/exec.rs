@@ -26,8 +26,9 @@ use super::args::Exec;
 use super::failure::Failure;
 use super::file::unique;
 use super::node::Node;
+use super::nodes::Nodes;
 use super::out::Out;
-use super::term;
+use super::{place, term};
 use crate::daemon::exec_here;
 use crate::proto::exec_ended::End;
 use crate::proto::exec_request::Message as Ask;
@@ -56,7 +57,8 @@ const SIGNALLED: u8 = 128;
 /// [`Failure`]: it was not started, or its end is not known.
 pub(super) fn run(args: &Exec) -> Result<u8, Failure> {
     let start = start(args)?;
-    match Node::find(&args.node)? {
+    let id = place::task_id(&args.task)?;
+    match Nodes::find(&args.node)?.with(&id, Failure::NothingMatched)? {
         Node::Daemon(client) => client.block_on(session(args, start, async |requests| {
             let call = client.runner().exec(ReceiverStream::new(requests)).await?;
             Ok(Box::pin(call.into_inner()) as Answers)

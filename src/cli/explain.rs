@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::args::{Explain, StatusOutput};
 use super::failure::{Failure, status};
-use super::node::Node;
+use super::nodes::Nodes;
 use super::out::Out;
 use super::printer::stdout_style;
 use super::table::{self, Align};
@@ -19,7 +19,7 @@ use crate::proto::{ProcessExplanation, TaskExplanation, TaskState};
 /// [`Failure`].
 pub(super) fn run(args: &Explain) -> Result<u8, Failure> {
     let id = place::task_id(&args.task)?;
-    let mut told = Node::find(&args.node)?.explain(&id)?;
+    let mut told = Nodes::find(&args.node)?.with(&id, Failure::Usage)?.explain(&id)?;
     if told.state() == TaskState::Corrupt {
         return Err(Failure::Unavailable(told.notes.join("; ")));
     }

@@ -8,6 +8,7 @@ use super::out::Out;
 use super::pattern::Patterns;
 use super::{json, place, words};
 use crate::causes::chain;
+use crate::checkpoint::Root;
 use crate::gc::policy::{Sizes, Victim};
 use crate::gc::{Collector, GcError, Told};
 use crate::remove::{Erased, Parts};
@@ -21,20 +22,45 @@ use crate::task::TaskId;
 pub(super) fn run(args: &Gc) -> Result<u8, Failure> {
     let parts = parts(&args.delete)?;
     let patterns = Patterns::new(&args.patterns)?;
-    let mut collector = Collector::new(place::root(&args.root)?, args.limits(), parts)?;
+    let roots = place::roots(&args.roots)?;
+    let mut exit = status::SUCCESS;
+    for root in &roots {
+        let told = (roots.len() > 1).then(|| root.path().display().to_string());
+        let mut teller = Teller { output: args.output, parts, root: told, ..Teller::default() };
+        match of_root(root, args, &patterns, &mut teller) {
+            Ok(()) => {}
+            Err(failure) if roots.len() == 1 => return Err(failure),
+            Err(failure) => {
+                eprintln!("dewar: {}: {failure}", words::name(&root.path().display().to_string()));
+                exit = failure.status();
+            }
+        }
+        if teller.kept > 0 {
+            exit = status::UNAVAILABLE;
+        }
+    }
+    Ok(exit)
+}
+
+fn of_root(
+    root: &Root,
+    args: &Gc,
+    patterns: &Patterns,
+    teller: &mut Teller,
+) -> Result<(), Failure> {
+    let mut collector = Collector::new(root.clone(), args.limits(), teller.parts)?;
     let wanted = |id: &TaskId| patterns.matches(id);
-    let mut teller = Teller { output: args.output, parts, ..Teller::default() };
     let mut tell = |told: Told<'_>| teller.tell(&told);
     let round = match args.dry_run {
         true => collector.rehearse(&wanted, &mut || true, &mut tell)?,
         false => collector.collect(&wanted, &mut || true, &mut tell)?,
     };
-    let Teller { kept, failure, .. } = teller;
-    failure.map_or(Ok(()), Err)?;
+    teller.failure.take().map_or(Ok(()), Err)?;
     let verb = if args.dry_run { "would be removed" } else { "removed" };
     let count = if round.removed == 1 { "1 task" } else { &format!("{} tasks", round.removed) };
-    eprintln!("dewar: {count} {verb}, {}", words::bytes(round.erased.bytes));
-    Ok(if kept == 0 { status::SUCCESS } else { status::UNAVAILABLE })
+    let place = teller.place();
+    eprintln!("dewar: {count}{place} {verb}, {}", words::bytes(round.erased.bytes));
+    Ok(())
 }
 
 /// What is deleted: to forget a task and leave its files is not for a collector to do.
@@ -53,6 +79,8 @@ fn parts(delete: &[Part]) -> Result<Parts, Failure> {
 struct Teller {
     output: Output,
     parts: Parts,
+    /// The root of the tasks, where several were named.
+    root: Option<String>,
     out: Out,
     /// Tasks that should have gone.
     kept: u64,
@@ -62,7 +90,7 @@ struct Teller {
 impl Default for Teller {
     fn default() -> Self {
         let out = Out::default();
-        Self { output: Output::Text, parts: Parts::ALL, out, kept: 0, failure: None }
+        Self { output: Output::Text, parts: Parts::ALL, root: None, out, kept: 0, failure: None }
     }
 }
 
@@ -84,7 +112,13 @@ impl Teller {
 
     fn kept(&mut self, id: &TaskId, why: &str) {
         self.kept += 1;
-        eprintln!("dewar: {}: {}", words::name(id.as_str()), super::term::escape(why));
+        let (name, place) = (words::name(id.as_str()), self.place());
+        eprintln!("dewar: {name}{place}: {}", super::term::escape(why));
+    }
+
+    /// ` in ROOT`, where several were named.
+    fn place(&self) -> String {
+        self.root.as_ref().map(|root| format!(" in {}", words::name(root))).unwrap_or_default()
     }
 
     fn line(
@@ -97,7 +131,9 @@ impl Teller {
         let Erased { bytes, inodes } = erased;
         if self.output == Output::Text {
             let (why, age, bytes) = (why.as_str(), words::span(task.age), words::bytes(bytes));
-            return Ok(format!("{}  {why} {age}  {bytes}\n", task.id));
+            let root = self.root.as_ref().map(|root| format!("  {}", words::name(root)));
+            let root = root.unwrap_or_default();
+            return Ok(format!("{}  {why} {age}  {bytes}{root}\n", task.id));
         }
         let mut told = json!({
             "taskId": task.id.as_str(), "reason": why.as_str(), "ageSeconds": task.age.as_secs(),
@@ -108,7 +144,7 @@ impl Teller {
             told["logBytes"] = logs.bytes.into();
             told["metadataBytes"] = metadata.bytes.into();
         }
-        json::line(&told)
+        json::rooted(&told, self.root.as_deref())
     }
 }
 

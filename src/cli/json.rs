@@ -16,20 +16,38 @@ pub(super) fn line(message: &impl Serialize) -> Result<String, Failure> {
     Ok(text + "\n")
 }
 
-/// A task as one line. Of a task whose checkpoint could not be read at all, what is not known is absent.
+/// A message, and the root of its task.
+#[derive(Serialize)]
+struct Rooted<'a, T> {
+    #[serde(flatten)]
+    message: &'a T,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    root: Option<&'a str>,
+}
+
+/// `message` as one line, with the `root` of its task if there is one to be told.
 ///
 /// # Errors
 ///
 /// As [`line`].
-pub(super) fn task(view: &TaskView) -> Result<String, Failure> {
+pub(super) fn rooted(message: &impl Serialize, root: Option<&str>) -> Result<String, Failure> {
+    line(&Rooted { message, root })
+}
+
+/// A task as one line, as [`rooted`]. Of a task whose checkpoint could not be read at all, what is not known is absent.
+///
+/// # Errors
+///
+/// As [`line`].
+pub(super) fn task(view: &TaskView, root: Option<&str>) -> Result<String, Failure> {
     if !view.name.is_empty() {
-        return line(view);
+        return rooted(view, root);
     }
     let mut value = serde_json::to_value(view).map_err(|error| Failure::unavailable(&error))?;
     if let Value::Object(fields) = &mut value {
         fields.retain(|_, value| value.as_str() != Some(""));
     }
-    line(&value)
+    rooted(&value, root)
 }
 
 #[cfg(test)]
@@ -39,7 +57,7 @@ mod tests {
 
     #[test]
     fn of_a_task_that_cannot_be_read_nothing_is_made_up() {
-        let line = task(&corrupt_view("web-1", None, "bad magic".to_owned())).unwrap();
+        let line = task(&corrupt_view("web-1", None, "bad magic".to_owned()), None).unwrap();
 
         assert_eq!(
             serde_json::from_str::<Value>(&line).unwrap(),

@@ -35,7 +35,7 @@ pub(super) fn run(args: &Launch) -> Result<u8, Failure> {
     }
     Out::default().write(match args.output {
         Output::Text => format!("{}\n", task.task_id),
-        Output::Json => json::task(&task)?,
+        Output::Json => json::task(&task, None)?,
     })?;
     Ok(status::SUCCESS)
 }

@@ -13,6 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::args::Logs;
 use super::failure::{Failure, status};
 use super::node::Node;
+use super::nodes::Nodes;
 use super::out::Out;
 use super::run::whereabouts;
 use super::term::{Neutralizer, escape};
@@ -33,7 +34,7 @@ use crate::view::Replay;
 pub(super) fn run(args: &Logs) -> Result<u8, Failure> {
     let id = place::task_id(&args.task)?;
     let mut sink = Sink::new(args.raw);
-    match Node::find(&args.node)? {
+    match Nodes::find(&args.node)?.with(&id, Failure::NothingMatched)? {
         Node::Root(root) => on_root(&root, &id, args, &mut sink)?,
         #[cfg(feature = "net")]
         Node::Daemon(client) => daemon::print(&client, &id, args, &mut sink)?,

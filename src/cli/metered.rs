@@ -4,15 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::failure::{Failure, status};
 use super::node::{Gauge, Node, Which};
+use super::nodes::Nodes;
 use super::pattern::Patterns;
-use super::words;
 use crate::meter::Detail;
 use crate::proto::{TaskState, TaskUsage, Timestamp};
 use crate::task::TaskId;
 
 /// The tasks that are told of.
 pub(super) struct Metered<'a> {
-    node: &'a Node,
+    nodes: &'a Nodes,
     patterns: Patterns,
     /// Whether tasks were named: ended ones are told of then.
     is_choosy: bool,
@@ -20,32 +20,42 @@ pub(super) struct Metered<'a> {
     /// When; `None`: now.
     at: Option<Timestamp>,
     /// Those whose end was not told.
-    live: BTreeMap<TaskId, Gauge<'a>>,
+    live: BTreeMap<Key, Gauge<'a>>,
     /// Those whose end was told.
-    over: BTreeSet<TaskId>,
+    over: BTreeSet<Key>,
     /// What could not be read the last time, and why.
-    problems: Vec<(TaskId, String)>,
+    problems: Vec<(Option<Key>, String)>,
     /// How the command is to end.
     pub(super) exit: u8,
 }
 
+/// A task, and the number of its node.
+type Key = (TaskId, usize);
+
+/// What a task uses.
+pub(super) struct Reading {
+    pub(super) usage: TaskUsage,
+    /// Its root, where several were named.
+    pub(super) root: Option<String>,
+}
+
 impl<'a> Metered<'a> {
-    /// The tasks of `node` that match, each with its processes if `by_process`, as they are or were at `at`.
+    /// The tasks of `nodes` that match, each with its processes if `by_process`, as they are or were at `at`.
     ///
     /// # Errors
     ///
     /// [`Failure`]: a pattern that is none, or a time in the past where nobody keeps any.
     pub(super) fn new(
-        node: &'a Node,
+        nodes: &'a Nodes,
         patterns: &[String],
         by_process: bool,
         at: Option<Timestamp>,
     ) -> Result<Self, Failure> {
         if at.is_some() {
-            node.keeps_history()?;
+            nodes.iter().try_for_each(Node::keeps_history)?;
         }
         Ok(Self {
-            node,
+            nodes,
             is_choosy: !patterns.is_empty(),
             patterns: Patterns::new(patterns)?,
             detail: if by_process { Detail::Processes } else { Detail::Task },
@@ -68,37 +78,40 @@ impl<'a> Metered<'a> {
     /// # Errors
     ///
     /// [`Failure`]: the tasks cannot be listed. What cannot be read of one of them is among the problems, and hides no other.
-    pub(super) fn read(&mut self) -> Result<Vec<TaskUsage>, Failure> {
+    pub(super) fn read(&mut self) -> Result<Vec<Reading>, Failure> {
+        self.problems.clear();
         self.look_for_more()?;
         let mut usages = Vec::with_capacity(self.live.len());
-        self.problems.clear();
-        for (id, gauge) in &mut self.live {
+        for (key, gauge) in &mut self.live {
             match gauge() {
                 Ok(usage) => {
                     if has_ended(&usage) {
-                        self.over.insert(id.clone());
+                        self.over.insert(key.clone());
                     }
-                    usages.push(usage);
+                    usages.push(Reading { usage, root: self.nodes.root(key.1) });
                 }
                 Err(failure) => {
-                    self.problems.push((id.clone(), failure.to_string()));
-                    self.over.insert(id.clone());
+                    self.problems.push((Some(key.clone()), failure.to_string()));
+                    self.over.insert(key.clone());
                 }
             }
         }
         if !self.problems.is_empty() {
             self.exit = status::UNAVAILABLE;
         }
-        self.live.retain(|id, _| !self.over.contains(id));
+        self.live.retain(|key, _| !self.over.contains(key));
         Ok(usages)
     }
 
     fn look_for_more(&mut self) -> Result<(), Failure> {
         let which = if self.is_choosy { Which::All } else { Which::Active };
-        for id in self.node.list(&self.patterns, which)? {
-            if !self.over.contains(&id) && !self.live.contains_key(&id) {
-                let gauge = self.node.gauge(&id, self.detail, self.at);
-                self.live.insert(id, gauge);
+        let nodes = self.nodes;
+        let failed = |failure: Failure| self.problems.push((None, failure.to_string()));
+        for (number, id) in nodes.gather(|node| node.list(&self.patterns, which), failed)? {
+            let key = (id, number);
+            if !self.over.contains(&key) && !self.live.contains_key(&key) {
+                let gauge = nodes.node(number).gauge(&key.0, self.detail, self.at);
+                self.live.insert(key, gauge);
             }
         }
         Ok(())
@@ -106,13 +119,16 @@ impl<'a> Metered<'a> {
 
     /// What could not be read the last time, and why, for people.
     pub(super) fn problems(&self) -> impl Iterator<Item = String> {
-        self.problems.iter().map(|(id, why)| format!("{}: {why}", words::name(id.as_str())))
+        self.problems.iter().map(|(of, why)| match of {
+            Some((id, number)) => format!("{}: {why}", self.nodes.name(*number, id)),
+            None => why.clone(),
+        })
     }
 
     /// Has what could not be read the last time read again.
     pub(super) fn try_again(&mut self) {
-        for (id, _) in &self.problems {
-            self.over.remove(id);
+        for key in self.problems.iter().filter_map(|(key, _)| key.as_ref()) {
+            self.over.remove(key);
         }
     }
 

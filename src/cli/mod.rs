@@ -7,7 +7,7 @@
 //! | `args.rs` | what may be asked for, and what does `--help` say? |
 //! | `failure.rs` | which exit status means what? |
 //! | `file.rs`, `pattern.rs`, `each.rs` | which task? |
-//! | `node.rs`, `place.rs` | by way of which daemon, or in which root? |
+//! | `node.rs`, `nodes.rs`, `place.rs` | by way of which daemon, or in which root or roots? |
 //! | `patience.rs` | what if the daemon goes away meanwhile? |
 //! | `runner.rs`, `follow.rs` | how is a runner started, asked, and followed? |
 //! | `printer.rs`, `progress.rs` | what is printed while a task runs? |
@@ -40,6 +40,7 @@ mod launch;
 mod logs;
 mod metered;
 mod node;
+mod nodes;
 mod out;
 #[cfg(feature = "net")]
 mod patience;

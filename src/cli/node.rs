@@ -6,11 +6,10 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::args::NodeArg;
 use super::failure::Failure;
 use super::pattern::Patterns;
 use super::run::whereabouts;
-use super::{kill, place, runner};
+use super::{kill, runner};
 use crate::checkpoint::Root;
 use crate::checkpoint::paths::Place;
 use crate::control::Request;
@@ -22,7 +21,7 @@ use crate::task::TaskId;
 
 #[cfg(feature = "net")]
 use {
-    super::args::AddressArg,
+    super::args::{AddressArg, NodeArg},
     super::term::escape,
     crate::client::{Address, Client, ClientError},
     crate::proto::{RemoveRequest, TaskFilter, TaskState, TaskSummary},
@@ -61,24 +60,30 @@ pub(super) enum Which {
 }
 
 impl Node {
-    /// Finds the node.
+    /// The daemon, if it is one that is to be asked.
     ///
     /// # Errors
     ///
-    /// [`Failure`]: a daemon that was named and does not answer, or no root.
-    pub(super) fn find(arg: &NodeArg) -> Result<Self, Failure> {
-        #[cfg(feature = "net")]
-        if arg.root.root.is_none() {
-            match named(arg.address.as_ref())? {
-                Some(address) => return Ok(Self::Daemon(Box::new(Client::connect(address)?))),
-                None => {
-                    if let Some(client) = default_client() {
-                        return Ok(Self::Daemon(Box::new(client)));
-                    }
-                }
-            }
+    /// [`Failure`]: a daemon that was named and does not answer.
+    #[cfg(feature = "net")]
+    pub(super) fn daemon(arg: &NodeArg) -> Result<Option<Self>, Failure> {
+        if !arg.roots.roots.is_empty() {
+            return Ok(None);
         }
-        Ok(Self::Root(place::root(&arg.root)?))
+        let client = match named(arg.address.as_ref())? {
+            Some(address) => Some(Client::connect(address)?),
+            None => default_client(),
+        };
+        Ok(client.map(|client| Self::Daemon(Box::new(client))))
+    }
+
+    /// The root, unless a daemon is asked.
+    pub(super) fn root(&self) -> Option<&Root> {
+        match self {
+            Self::Root(root) => Some(root),
+            #[cfg(feature = "net")]
+            Self::Daemon(_) => None,
+        }
     }
 
     /// The ids of its tasks that match, in their order.

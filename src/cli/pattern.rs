@@ -10,7 +10,7 @@ use crate::task::TaskId;
 const PATTERN_MAX: usize = 1024;
 
 /// Patterns, any of which may match; none at all match everything.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Patterns {
     patterns: Vec<(String, Regex)>,
 }

@@ -1,11 +1,12 @@
 //! Which root the tasks of this node are in.
 
 use std::env;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use nix::unistd::geteuid;
 
-use super::args::RootArg;
+use super::args::{RootArg, RootsArg};
 use super::failure::Failure;
 use crate::checkpoint::Root;
 use crate::task::TaskId;
@@ -22,8 +23,37 @@ const USER_ROOT: &str = "dewar";
 ///
 /// [`Failure::Usage`] if none was named and there is no home directory.
 pub(super) fn root(arg: &RootArg) -> Result<Root, Failure> {
-    let path = match &arg.root {
-        Some(path) => path.clone(),
+    named_or_default(arg.root.as_deref())
+}
+
+/// The roots that were named, each once, by whatever path; or the default.
+///
+/// # Errors
+///
+/// As [`root`].
+pub(super) fn roots(arg: &RootsArg) -> Result<Vec<Root>, Failure> {
+    let mut roots = Vec::<Root>::new();
+    for path in &arg.roots {
+        let root = named_or_default(Some(path))?;
+        if !roots.iter().any(|known| is_same(known.path(), root.path())) {
+            roots.push(root);
+        }
+    }
+    if roots.is_empty() {
+        roots.push(named_or_default(None)?);
+    }
+    Ok(roots)
+}
+
+/// Whether two paths lead to one directory. One that is not there is only where its path says.
+fn is_same(a: &Path, b: &Path) -> bool {
+    let inode = |path: &Path| path.metadata().map(|file| (file.dev(), file.ino())).ok();
+    a == b || inode(a).is_some_and(|of| inode(b) == Some(of))
+}
+
+fn named_or_default(named: Option<&Path>) -> Result<Root, Failure> {
+    let path = match named {
+        Some(path) => path.to_owned(),
         None if geteuid().is_root() => SYSTEM_ROOT.into(),
         None => user_root(
             env::var_os("XDG_STATE_HOME").map(Into::into),

@@ -138,7 +138,7 @@ impl<W: Write> Printer<W> {
     pub(super) fn finish(&mut self, view: &TaskView) -> Result<(), Failure> {
         self.clear()?;
         let text = match &self.form {
-            Form::Json => json::task(view)?,
+            Form::Json => json::task(view, None)?,
             Form::Plain(style) => report::summary(view, *style),
             Form::Live(live) => report::summary(view, live.style),
         };

@@ -118,7 +118,7 @@ impl Folded {
         let style = stdout_style();
         match (self, output) {
             (Self::Nothing, _) => Ok(String::new()),
-            (Self::Task(replay), Output::Json) => json::task(&replay.view(None)),
+            (Self::Task(replay), Output::Json) => json::task(&replay.view(None), None),
             (Self::Task(replay), Output::Text) => Ok(report::summary(&replay.view(None), style)),
             (Self::Process(replay), Output::Json) => json::line(replay.view()),
             (Self::Process(replay), Output::Text) => {

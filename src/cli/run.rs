@@ -93,7 +93,7 @@ pub(super) fn resume(args: &Resume) -> Result<u8, Failure> {
     }
     if place == Place::Finished {
         Out::default().write(match args.output {
-            Output::Json => json::task(&sight.view)?,
+            Output::Json => json::task(&sight.view, None)?,
             Output::Text => report::summary(&sight.view, stdout_style()),
         })?;
         return Ok(follow::status_of(sight.view.state()));
@@ -192,7 +192,7 @@ fn to_the_end(
 fn detached(root: &Root, id: &TaskId, output: Output) -> Result<u8, Failure> {
     Out::default().write(match output {
         Output::Text => format!("{id}\n"),
-        Output::Json => json::task(&observe::look(root, id, Place::Active)?.view)?,
+        Output::Json => json::task(&observe::look(root, id, Place::Active)?.view, None)?,
     })?;
     Ok(status::SUCCESS)
 }

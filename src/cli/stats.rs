@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use super::args::{At, Stats, StatusOutput};
 use super::failure::Failure;
-use super::metered::Metered;
-use super::node::Node;
+use super::metered::{Metered, Reading};
+use super::nodes::Nodes;
 use super::out::Out;
 use super::printer::stdout_style;
 use super::progress::Screen;
@@ -26,16 +26,16 @@ use crate::sys::fds;
 pub(super) fn run(args: &Stats) -> Result<u8, Failure> {
     // A sampler keeps many descriptors; with fewer, tasks are told of that cannot be sampled.
     let _ = fds::raise_limit();
-    let node = Node::find(&args.node)?;
+    let nodes = Nodes::find(&args.node)?;
     let at = args.at.map(At::time);
-    let mut metered = Metered::new(&node, &args.patterns, args.by_process, at)?;
+    let mut metered = Metered::new(&nodes, &args.patterns, args.by_process, at)?;
     let mut printer = Printer::new(args);
     let mut due = Instant::now();
     loop {
         let usages = metered.read()?;
         metered.problems().for_each(|problem| eprintln!("dewar: {problem}"));
         if usages.is_empty() && metered.found_nothing() {
-            return Err(Failure::NothingMatched(format!("no such task {node}")));
+            return Err(Failure::NothingMatched(format!("no such task {nodes}")));
         }
         printer.print(&usages)?;
         let Some(interval) = args.watch else { break };
@@ -84,9 +84,12 @@ impl Printer {
         Self { out: Out::default(), form }
     }
 
-    fn print(&mut self, usages: &[TaskUsage]) -> Result<(), Failure> {
+    fn print(&mut self, usages: &[Reading]) -> Result<(), Failure> {
         let text = match &mut self.form {
-            Form::Json => usages.iter().map(json::line).collect::<Result<String, _>>()?,
+            Form::Json => {
+                let line = |of: &Reading| json::rooted(&of.usage, of.root.as_deref());
+                usages.iter().map(line).collect::<Result<String, _>>()?
+            }
             Form::Table { style, screen, last, is_past, is_first } => {
                 let lines = lines(usages, last, *is_past, *style);
                 match (screen, term::size(io::stdout())) {
@@ -112,14 +115,15 @@ fn draw(screen: &mut Screen, lines: &[String], rows: usize, columns: usize) -> S
 const COLUMNS: usize = 12;
 
 /// `is_past`: each task says when it was read.
-fn lines(usages: &[TaskUsage], last: &mut Rates, is_past: bool, style: Style) -> Vec<String> {
+fn lines(usages: &[Reading], last: &mut Rates, is_past: bool, style: Style) -> Vec<String> {
     let heading = [
         "TASK", "STATE", "CPU", "CPU TIME", "MEMORY", "PEAK", "LIMIT", "DISK", "READ", "WRITTEN",
         "PIDS", "",
     ];
     let mut rows = vec![heading.map(str::to_owned)];
+    let mut roots = Vec::new();
     let mut oldest = u64::MAX;
-    for usage in usages {
+    for Reading { usage, root } in usages {
         let samples = usage.processes.iter().filter_map(|of| of.sample.as_ref());
         for sample in usage.sample.iter().chain(samples) {
             oldest = oldest.min(sample.boot_nanos);
@@ -130,13 +134,20 @@ fn lines(usages: &[TaskUsage], last: &mut Rates, is_past: bool, style: Style) ->
             *notes = format!("at {}  {notes}", words::clock(time)).trim_end().to_owned();
         }
         rows.push(row);
+        roots.push(root.as_deref());
+        roots.resize(roots.len() + usage.processes.len(), None);
         rows.extend(usage.processes.iter().map(|of| process_row(&usage.task_id, of, last)));
     }
     last.forget(oldest);
     let right = Align::Right;
     let mut aligns = [right; COLUMNS];
     (aligns[0], aligns[1], aligns[COLUMNS - 1]) = (Align::Left, Align::Left, Align::Left);
-    table::lines(&rows, aligns, |row, _, text| if row == 0 { style.dim(text) } else { text.into() })
+    let lines = table::lines(
+        &rows,
+        aligns,
+        |row, _, text| if row == 0 { style.dim(text) } else { text.into() },
+    );
+    table::rooted(lines, roots.into_iter(), style)
 }
 
 fn task_row(usage: &TaskUsage, last: &mut Rates) -> [String; COLUMNS] {
@@ -237,7 +248,9 @@ mod tests {
             process("fetch", None, None, Some(ended)),
         ];
 
-        let table = lines(&[usage], &mut Rates::default(), false, Style::Plain).join("\n");
+        let table =
+            lines(&[Reading { usage, root: None }], &mut Rates::default(), false, Style::Plain)
+                .join("\n");
 
         assert_eq!(
             table,

@@ -4,7 +4,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::args::{Only, Status, StatusOutput};
 use super::failure::{Failure, status};
-use super::node::{Node, Which};
+use super::node::Which;
+use super::nodes::{Nodes, say};
 use super::out::Out;
 use super::pattern::Patterns;
 use super::printer::stdout_style;
@@ -23,7 +24,7 @@ use crate::task::written::assignments;
 /// [`Failure`]; a task that cannot be read is none: it is told as CORRUPT, or with the others told nevertheless.
 pub(super) fn run(args: &Status) -> Result<u8, Failure> {
     let patterns = Patterns::new(&args.patterns)?;
-    let node = Node::find(&args.node)?;
+    let nodes = Nodes::find(&args.node)?;
     let which = match args.only {
         None => Which::All,
         Some(Only::Active) => Which::Active,
@@ -31,25 +32,37 @@ pub(super) fn run(args: &Status) -> Result<u8, Failure> {
     };
     let mut sights = Vec::new();
     let mut exit = status::SUCCESS;
-    for (id, sight) in node.look(&patterns, which)? {
+    let looked = nodes.gather(|node| node.look(&patterns, which), say(&mut exit))?;
+    for (number, (id, sight)) in looked {
         match sight {
-            Ok(sight) if wanted(args.only, sight.view.state()) => sights.push(sight),
+            Ok(sight) if wanted(args.only, sight.view.state()) => {
+                sights.push(Seen { sight, root: nodes.root(number) });
+            }
             Ok(_) => {}
             Err(failure) => {
-                eprintln!("dewar: {}: {failure}", words::name(id.as_str()));
+                eprintln!("dewar: {}: {failure}", nodes.name(number, &id));
                 exit = status::UNAVAILABLE;
             }
         }
     }
     if sights.is_empty() && exit == status::SUCCESS && is_choosy(args) {
-        return Err(Failure::NothingMatched(format!("no such task {node}")));
+        return Err(Failure::NothingMatched(format!("no such task {nodes}")));
     }
-    sights.sort_by(|a, b| (a.accepted, &a.view.task_id).cmp(&(b.accepted, &b.view.task_id)));
+    sights.sort_by(|Seen { sight: a, .. }, Seen { sight: b, .. }| {
+        (a.accepted, &a.view.task_id).cmp(&(b.accepted, &b.view.task_id))
+    });
     Out::default().write(match args.output {
         StatusOutput::Json => lines_of_json(&sights)?,
         StatusOutput::Table => table(&sights, args.verbose, now(), stdout_style()),
     })?;
     Ok(exit)
+}
+
+/// A task that is told of.
+struct Seen {
+    sight: Sight,
+    /// Its root, where several were named.
+    root: Option<String>,
 }
 
 /// Whether a part of the tasks was asked for, so that there might have been nothing.
@@ -69,8 +82,8 @@ fn wanted(only: Option<Only>, state: TaskState) -> bool {
     }
 }
 
-fn lines_of_json(sights: &[Sight]) -> Result<String, Failure> {
-    sights.iter().map(|sight| json::task(&sight.view)).collect()
+fn lines_of_json(sights: &[Seen]) -> Result<String, Failure> {
+    sights.iter().map(|seen| json::task(&seen.sight.view, seen.root.as_deref())).collect()
 }
 
 fn now() -> Timestamp {
@@ -79,19 +92,20 @@ fn now() -> Timestamp {
 }
 
 /// A line for each task, and beneath it what `verbose` asks for.
-fn table(sights: &[Sight], verbose: u8, now: Timestamp, style: Style) -> String {
+fn table(sights: &[Seen], verbose: u8, now: Timestamp, style: Style) -> String {
     let heading = ["TASK", "STATE", "SINCE", "DONE", "RUNNER"].map(str::to_owned);
-    let rows: Vec<_> =
-        std::iter::once(heading).chain(sights.iter().map(|sight| row(&sight.view, now))).collect();
+    let rows = sights.iter().map(|seen| row(&seen.sight.view, now));
+    let rows: Vec<_> = std::iter::once(heading).chain(rows).collect();
     let aligns = [Align::Left, Align::Left, Align::Right, Align::Right, Align::Right];
     let lines = table::lines(&rows, aligns, |row, column, text| match (row, column) {
         (0, _) => style.dim(text),
-        (row, 1) => style.task(sights[row - 1].view.state(), text),
+        (row, 1) => style.task(sights[row - 1].sight.view.state(), text),
         _ => text.into(),
     });
-    let mut lines = lines.into_iter();
+    let roots = sights.iter().map(|seen| seen.root.as_deref());
+    let mut lines = table::rooted(lines, roots, style).into_iter();
     let mut text = lines.next().unwrap_or_default() + "\n";
-    for (line, sight) in lines.zip(sights) {
+    for (line, Seen { sight, .. }) in lines.zip(sights) {
         text = text + &line + "\n";
         push_details(&mut text, &sight.view, verbose, style);
     }
@@ -209,12 +223,12 @@ mod tests {
     use crate::view::corrupt_view;
     use crate::view::tests::{Script, exited, launch, process, task};
 
-    fn sights() -> Vec<Sight> {
+    fn sights() -> Vec<Seen> {
         let mut script = Script::new(launch(task(vec![process("a"), process("b")], &[])));
         script.enter(Phase::Active).run(0, 0, exited(0)).start(1, 0);
         let corrupt =
             corrupt_view("bad-1", None, "/r/runner is corrupt at byte 40: bad sum".to_owned());
-        let sight = |view| Sight { view, accepted: 0 };
+        let sight = |view| Seen { sight: Sight { view, accepted: 0 }, root: None };
         vec![sight(script.replay.view(Some(4711))), sight(corrupt)]
     }
 
@@ -229,7 +243,7 @@ mod tests {
         script.enter(Phase::Active).start(0, 0);
         let told = |script: &Script| {
             let sight = Sight { view: script.replay.view(None), accepted: 0 };
-            table(&[sight], 0, Timestamp::default(), Style::Plain)
+            table(&[Seen { sight, root: None }], 0, Timestamp::default(), Style::Plain)
         };
 
         assert_eq!(
@@ -248,7 +262,7 @@ web-1  ACTIVE  0.00s   0/1    none
     #[test]
     fn a_limit_that_is_lost_is_told_without_being_asked() {
         let mut sights = sights();
-        sights[0].view.lost_limits = vec!["resources.ram: \x1b gone".to_owned()];
+        sights[0].sight.view.lost_limits = vec!["resources.ram: \x1b gone".to_owned()];
 
         let told = table(&sights, 0, Timestamp::default(), Style::Plain);
 

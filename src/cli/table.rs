@@ -2,7 +2,8 @@
 
 use std::borrow::Cow;
 
-use super::term::width;
+use super::term::{Style, width};
+use super::words;
 
 /// Blanks between two columns.
 const GAP: usize = 2;
@@ -48,6 +49,27 @@ pub(super) fn lines<const N: usize>(
         line
     };
     rows.iter().enumerate().map(line).collect()
+}
+
+/// `lines`, the first of which is a heading, after a column with the root of each of the others; without it if none has one.
+pub(super) fn rooted<'a>(
+    lines: Vec<String>,
+    roots: impl Iterator<Item = Option<&'a str>>,
+    style: Style,
+) -> Vec<String> {
+    let roots: Vec<_> = roots.map(|root| root.map(words::name)).collect();
+    if roots.iter().all(Option::is_none) {
+        return lines;
+    }
+    let roots = std::iter::once(Some("ROOT".to_owned())).chain(roots);
+    let roots: Vec<_> = roots.map(Option::unwrap_or_default).collect();
+    let most = roots.iter().map(|root| width(root)).max().unwrap_or_default();
+    let line = |(number, (root, line)): (usize, (String, String))| {
+        let blanks = " ".repeat(most - width(&root) + GAP);
+        let root = if number == 0 { style.dim(&root) } else { root.as_str().into() };
+        format!("{root}{blanks}{line}")
+    };
+    roots.into_iter().zip(lines).enumerate().map(line).collect()
 }
 
 #[cfg(test)]

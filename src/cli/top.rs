@@ -8,8 +8,8 @@ use std::time::Instant;
 use super::args::{Sort, StatusOutput, Top};
 use super::failure::Failure;
 use super::fullscreen::{Event, FullScreen, picture};
-use super::metered::{Metered, has_ended};
-use super::node::Node;
+use super::metered::{Metered, Reading, has_ended};
+use super::nodes::Nodes;
 use super::out::Out;
 use super::printer::stdout_style;
 use super::rates::{Rate, Rates};
@@ -32,8 +32,8 @@ const STALLED: f64 = 1.0;
 pub(super) fn run(args: &Top) -> Result<u8, Failure> {
     // A sampler keeps many descriptors; with fewer, tasks are told of that cannot be sampled.
     let _ = fds::raise_limit();
-    let node = Node::find(&args.node)?;
-    let metered = Metered::new(&node, &args.patterns, args.by_process, None)?;
+    let nodes = Nodes::find(&args.node)?;
+    let metered = Metered::new(&nodes, &args.patterns, args.by_process, None)?;
     let watched = Watched { metered, rates: Rates::default(), read: Vec::new() };
     let view = View { sort: args.sort, by_process: args.by_process, first: 0 };
     // A dumb terminal has no place to draw at.
@@ -67,8 +67,8 @@ impl Watched<'_> {
     /// [`Failure`]: the tasks cannot be listed. What was read before is still there.
     fn read(&mut self) -> Result<(), Failure> {
         let usages = self.metered.read()?;
-        let live = usages.into_iter().filter(|usage| !has_ended(usage));
-        self.read = live.map(|usage| Task::new(usage, &mut self.rates)).collect();
+        let live = usages.into_iter().filter(|of| !has_ended(&of.usage));
+        self.read = live.map(|of| Task::new(of, &mut self.rates)).collect();
         let rows = self.read.iter().flat_map(|task| task.runs.iter().chain([&task.row]));
         let samples = rows.filter_map(|row| row.sample.as_ref());
         self.rates.forget(samples.map(|sample| sample.boot_nanos).min().unwrap_or(u64::MAX));
@@ -90,7 +90,7 @@ impl Task {
     }
 
     /// Takes note of the samples of a reading, and tells in them the rate since those before.
-    fn new(mut usage: TaskUsage, rates: &mut Rates) -> Self {
+    fn new(Reading { mut usage, root }: Reading, rates: &mut Rates) -> Self {
         let TaskUsage { task_id, sample, processes, .. } = &mut usage;
         let mut row = |name, process: &str, state, sample: Option<&mut Sample>| {
             let rate = sample.as_ref().map(|sample| rates.since(task_id, process, sample));
@@ -101,7 +101,7 @@ impl Task {
                 }
                 sample.clone()
             });
-            Row { name, state, rate, sample }
+            Row { name, root: root.clone(), state, rate, sample }
         };
         let name = words::name(task_id);
         let runs = processes.iter_mut().filter_map(|process| {
@@ -120,6 +120,8 @@ impl Task {
 #[derive(Debug, Clone, PartialEq)]
 struct Row {
     name: String,
+    /// Of its task, where several were named.
+    root: Option<String>,
     state: String,
     rate: Rate,
     sample: Option<Sample>,
@@ -144,7 +146,7 @@ impl Row {
             Sort::Io => descending(self.io(), other.io()),
             Sort::Name => Ordering::Equal,
         };
-        of.then_with(|| self.name.cmp(&other.name))
+        of.then_with(|| (&self.name, &self.root).cmp(&(&other.name, &other.root)))
     }
 
     fn cells(&self) -> [String; COLUMNS] {
@@ -209,7 +211,8 @@ impl View {
         cells.extend(rows.iter().map(|row| row.cells()));
         let mut aligns = [Align::Right; COLUMNS];
         (aligns[0], aligns[1], aligns[COLUMNS - 1]) = (Align::Left, Align::Left, Align::Left);
-        table::lines(&cells, aligns, |_, _, text| text.into())
+        let lines = table::lines(&cells, aligns, |_, _, text| text.into());
+        table::rooted(lines, rows.iter().map(|row| row.root.as_deref()), Style::Plain)
     }
 
     /// All that is on a screen of so many rows and columns. `problem`: what went wrong of late.
@@ -340,7 +343,7 @@ fn once(args: &Top, view: View, mut watched: Watched<'_>) -> Result<u8, Failure>
             watched
                 .read
                 .iter()
-                .map(|task| json::line(&task.usage))
+                .map(|task| json::rooted(&task.usage, task.row.root.as_deref()))
                 .collect::<Result<String, _>>()?
         }
         StatusOutput::Table => {
@@ -431,9 +434,10 @@ mod tests {
     /// Three tasks after their second reading.
     fn tasks() -> Vec<Task> {
         let mut rates = Rates::default();
+        let reading = |usage| Reading { usage, root: None };
         let mut twice = |id, first, second| {
-            Task::new(usage(id, first), &mut rates);
-            Task::new(usage(id, second), &mut rates)
+            Task::new(reading(usage(id, first)), &mut rates);
+            Task::new(reading(usage(id, second)), &mut rates)
         };
         let (mib, kib) = (1 << 20, 1 << 10);
         vec![

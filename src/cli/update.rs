@@ -2,7 +2,7 @@
 
 use super::args::Update;
 use super::failure::{Failure, status};
-use super::node::Node;
+use super::nodes::Nodes;
 use super::out::Out;
 use super::term::escape;
 use super::{place, words};
@@ -19,8 +19,8 @@ use crate::task::written::assignments;
 /// [`Failure`].
 pub(super) fn run(args: &Update) -> Result<u8, Failure> {
     let change = (!args.changes.is_empty()).then(|| change::parse(&args.changes)).transpose()?;
-    let node = Node::find(&args.node)?;
     let id = place::task_id(&args.task)?;
+    let node = Nodes::find(&args.node)?.with(&id, Failure::Usage)?;
     let mut view = node.view(&id)?;
     if let Some(change) = change {
         use TaskState as S;

@@ -12,6 +12,7 @@ use super::args::{Output, Stage, Wait};
 use super::failure::{Failure, status};
 use super::follow::{nudges_end, status_of};
 use super::node::Node;
+use super::nodes::Nodes;
 use super::out::Out;
 use super::run::whereabouts;
 use super::{json, place, runner, words};
@@ -30,7 +31,7 @@ use crate::task::TaskId;
 pub(super) fn run(args: &Wait) -> Result<u8, Failure> {
     let id = place::task_id(&args.task)?;
     let deadline = args.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-    let view = match Node::find(&args.node)? {
+    let view = match Nodes::find(&args.node)?.with(&id, Failure::Usage)? {
         Node::Root(root) => on_root(&root, &id, &args.states, deadline)?,
         #[cfg(feature = "net")]
         Node::Daemon(client) => daemon::wait(&client, &id, &args.states, deadline)?,
@@ -43,7 +44,7 @@ pub(super) fn run(args: &Wait) -> Result<u8, Failure> {
         return Err(Failure::Unavailable(view.detail.unwrap_or_default()));
     }
     Out::default().write(match args.output {
-        Output::Json => json::task(&view)?,
+        Output::Json => json::task(&view, None)?,
         Output::Text => {
             format!("{} {}\n", words::name(&view.task_id), words::task_state(view.state()))
         }

@@ -22,6 +22,7 @@ mod order;
 mod outcomes;
 mod pause;
 mod recover;
+mod roots;
 mod signal;
 mod support;
 mod terminal;
