@@ -154,6 +154,11 @@ impl Observed {
         self.reader.sync()
     }
 
+    /// Whether the stream is where it was opened, neither removed nor replaced. Where that cannot be known, it is taken for so.
+    pub fn is_in_place(&self) -> bool {
+        self.reader.is_in_place().unwrap_or(true)
+    }
+
     /// What follows the last record that was read, if nobody is writing.
     ///
     /// # Errors

@@ -212,6 +212,16 @@ impl Reader {
         let path = &self.cursor.path;
         self.file.sync_data().map_err(|source| IoError::new("fdatasync", path, source))
     }
+
+    /// Whether the stream is where it was opened, neither removed nor replaced.
+    ///
+    /// # Errors
+    ///
+    /// [`IoError`].
+    pub fn is_in_place(&self) -> Result<bool, IoError> {
+        let path = &self.cursor.path;
+        file::is_at(&self.file, path).map_err(|source| IoError::new("stat", path, source))
+    }
 }
 
 impl AsFd for Reader {
@@ -693,6 +703,20 @@ mod tests {
             format!("{} has {} bytes, after {} were read", path.display(), bounds[3], bytes.len());
         assert_eq!(next, expected);
         assert!(matches!(reader.tail(), Err(ReadError::Shrunk { .. })));
+    }
+
+    #[test]
+    fn a_stream_that_was_removed_or_replaced_is_not_in_place() {
+        let (_dir, root) = root();
+        let Bytes { bytes, .. } = stream(&runner(), &life());
+        let reader = reader(&root, &bytes);
+        let path = root.stream(&runner());
+        assert!(reader.is_in_place().unwrap());
+
+        fs::rename(&path, path.with_extension("old")).unwrap();
+        assert!(!reader.is_in_place().unwrap());
+        fs::write(&path, &bytes).unwrap();
+        assert!(!reader.is_in_place().unwrap());
     }
 
     #[test]

@@ -37,6 +37,9 @@ const RESTART: [u64; 6] = [0, 100, 1000, 5000, 20_000, 60_000];
 /// A runner that lived so long has nothing to do with the one before.
 const STABLE: Duration = Duration::from_secs(60);
 
+/// What says that a name has left a directory.
+const LEAVES: AddWatchFlags = AddWatchFlags::IN_DELETE.union(AddWatchFlags::IN_MOVED_FROM);
+
 const WAKE: u64 = 0;
 const DIRS: u64 = 1;
 /// First token of a task.
@@ -123,6 +126,8 @@ struct Live {
     missed: usize,
     /// Whether somebody else is about to start its runner.
     appeared: bool,
+    /// Whether somebody has taken it from among the tasks. Nothing is told of it, and its runner, which goes on, is waited for.
+    vanished: bool,
 }
 
 /// Its runner, which is followed.
@@ -157,7 +162,6 @@ struct Tasks {
     epoll: Epoll,
     inotify: Inotify,
     active: WatchDescriptor,
-    finished: WatchDescriptor,
     live: HashMap<u64, Live>,
     tokens: HashMap<TaskId, u64>,
     due: BinaryHeap<Due>,
@@ -168,11 +172,10 @@ impl Tasks {
     fn new(registry: Arc<Registry>, cgroup_base: Option<PathBuf>, door: &Door) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-        let made = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO;
+        let names = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO | LEAVES;
         let root = registry.root();
-        let active = inotify.add_watch(&root.tasks(Place::Active), made)?;
-        let gone = made | AddWatchFlags::IN_DELETE;
-        let finished = inotify.add_watch(&root.tasks(Place::Finished), gone)?;
+        let active = inotify.add_watch(&root.tasks(Place::Active), names)?;
+        inotify.add_watch(&root.tasks(Place::Finished), names)?;
         epoll.add(&door.wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
         epoll.add(&inotify, EpollEvent::new(EpollFlags::EPOLLIN, DIRS))?;
         Ok(Self {
@@ -181,7 +184,6 @@ impl Tasks {
             epoll,
             inotify,
             active,
-            finished,
             live: HashMap::new(),
             tokens: HashMap::new(),
             due: BinaryHeap::new(),
@@ -202,7 +204,7 @@ impl Tasks {
     }
 
     /// Forgets tasks that are not on disk any more, whose removal was not told.
-    fn miss_removed(&self) -> io::Result<()> {
+    fn miss_removed(&mut self) -> io::Result<()> {
         let tasks = observe::list(self.registry.root()).map_err(io::Error::other)?;
         let there: HashSet<_> = tasks.into_iter().map(|(id, _)| id).collect();
         let mut gone = Vec::new();
@@ -212,7 +214,7 @@ impl Tasks {
             }
             true
         });
-        gone.iter().for_each(|id| self.registry.removed(id));
+        gone.iter().for_each(|id| self.vanished(id));
         Ok(())
     }
 
@@ -260,14 +262,18 @@ impl Tasks {
     }
 
     /// Takes in what the directories of tasks say.
+    ///
+    /// A task that ends leaves the active ones with one event, and is among the finished ones with the next: those that have left
+    /// are looked for once there is no other event. Nobody can have removed them from there in between without an event of that.
     fn directories(&mut self) {
+        let mut left = HashSet::new();
         loop {
             let events = match self.inotify.read_events() {
                 Ok(events) => events,
-                Err(Errno::EAGAIN) => return,
+                Err(Errno::EAGAIN) => break,
                 Err(errno) => {
                     tracing::error!(%errno, "inotify: tasks that appear are not seen");
-                    return;
+                    break;
                 }
             };
             for event in events {
@@ -280,15 +286,41 @@ impl Tasks {
                 // A file that is being written has a name that is no task id.
                 let name = event.name.and_then(|name| name.into_string().ok());
                 let Some(id) = name.and_then(|name| TaskId::new(name).ok()) else { continue };
-                if event.mask.contains(AddWatchFlags::IN_DELETE) {
-                    self.registry.removed(&id);
-                } else if event.wd == self.active {
-                    self.appeared(&id, true);
-                } else if event.wd == self.finished {
-                    self.is_over(&id, true);
+                match (event.wd == self.active, event.mask.intersects(LEAVES)) {
+                    (true, true) => {
+                        left.insert(id);
+                    }
+                    (true, false) => {
+                        if left.remove(&id) {
+                            self.vanished(&id);
+                        }
+                        self.appeared(&id, true);
+                    }
+                    (false, true) => self.registry.removed(&id),
+                    (false, false) => {
+                        left.remove(&id);
+                        self.is_over(&id, true);
+                    }
                 }
             }
         }
+        for id in left {
+            if !tasks::is_known(self.registry.root(), &id) {
+                tracing::warn!(task = %id, "the task was taken from among the active ones, and is not followed any more");
+                self.vanished(&id);
+            }
+        }
+    }
+
+    /// Forgets a task that is not on disk any more.
+    fn vanished(&mut self, id: &TaskId) {
+        if let Some(token) = self.tokens.remove(id) {
+            match self.live.get_mut(&token) {
+                Some(live) if live.runner.is_some() => live.vanished = true,
+                _ => self.forget(token),
+            }
+        }
+        self.registry.removed(id);
     }
 
     /// Takes in a task that is among the active ones. `new`: somebody is about to start its runner.
@@ -299,7 +331,15 @@ impl Tasks {
         let Some((observed, entry)) = self.take_in(id, new) else { return };
         let token = self.next_token;
         self.next_token += 1;
-        let live = Live { id: id.clone(), observed, entry, runner: None, missed: 0, appeared: new };
+        let live = Live {
+            id: id.clone(),
+            observed,
+            entry,
+            runner: None,
+            missed: 0,
+            appeared: new,
+            vanished: false,
+        };
         self.live.insert(token, live);
         self.tokens.insert(id.clone(), token);
         self.due.push(Due { at: Instant::now(), token });
@@ -443,7 +483,9 @@ impl Tasks {
 
     /// Takes in what was recorded, and says whether the task is over.
     fn advance(&mut self, token: u64) -> bool {
-        let Some(live) = self.live.get_mut(&token) else { return true };
+        let Some(live) = self.live.get_mut(&token).filter(|live| !live.vanished) else {
+            return true;
+        };
         let mut events = Vec::new();
         let mut changed = false;
         let advanced = live.observed.advance_durably(|replay, applied| {
@@ -479,7 +521,10 @@ impl Tasks {
             if let Some(runner) = &live.runner {
                 let _ = self.epoll.delete(&runner.followed.nudges);
             }
-            self.tokens.remove(&live.id);
+            // By now another task may have the id of one that vanished.
+            if self.tokens.get(&live.id) == Some(&token) {
+                self.tokens.remove(&live.id);
+            }
         }
     }
 
@@ -507,6 +552,15 @@ impl Tasks {
                 if over && root.task(Place::Finished, &live.id).exists() =>
             {
                 self.forget(token);
+                return;
+            }
+            // A runner would not go on from what was read: somebody has removed the stream, or put another in its place.
+            Err(ControlError::Absent(_)) if !live.observed.is_in_place() => {
+                let id = live.id.clone();
+                self.forget(token);
+                if tasks::is_known(self.registry.root(), &id) {
+                    self.appeared(&id, false);
+                }
                 return;
             }
             Err(ControlError::Absent(_)) if live.appeared => {
@@ -591,18 +645,122 @@ fn take_nudges(nudges: &OwnedFd) -> Nudge {
 mod tests {
     use super::*;
     use crate::gc::testing::Scene;
+    use crate::proto::TaskState;
     use crate::remove;
+
+    /// What follows the tasks of `scene`, which were there before.
+    fn following(scene: &Scene) -> Tasks {
+        let registry = Registry::new(scene.root.clone());
+        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).unwrap();
+        let door = Door { commands: Mutex::default(), wake };
+        let mut tasks = Tasks::new(registry, None, &door).unwrap();
+        tasks.scan(true).unwrap();
+        tasks
+    }
+
+    fn active(scene: &Scene, id: &str) -> TaskId {
+        scene.active(id, Duration::from_secs(1), |_| {}, [])
+    }
+
+    /// What was told of tasks: their ids, with `-` before those that were removed.
+    fn told(tasks: &Tasks) -> Vec<String> {
+        let told = tasks.registry.history(0, usize::MAX).unwrap();
+        let word = |item: super::super::registry::Item| match item.news {
+            News::Removed => format!("-{}", item.entry.summary.task_id),
+            _ => item.entry.summary.task_id.clone(),
+        };
+        let mut told: Vec<_> = told.into_iter().map(word).collect();
+        told.dedup();
+        told
+    }
+
+    fn state(tasks: &Tasks, id: &TaskId) -> Option<TaskState> {
+        let mut state = None;
+        tasks.registry.each(None, |of, entry| {
+            state = state.or((of == id).then(|| entry.summary.state()));
+            true
+        });
+        state
+    }
+
+    /// V30: by hand, as dewar does not.
+    #[test]
+    fn a_task_that_is_taken_from_among_the_active_ones_is_told_as_removed() {
+        let scene = Scene::new();
+        let [deleted, moved, again, stays] =
+            ["deleted", "moved", "again", "stays"].map(|id| active(&scene, id));
+        let mut tasks = following(&scene);
+        let at = |id| scene.root.task(Place::Active, id);
+        std::fs::remove_file(at(&deleted)).unwrap();
+        std::fs::rename(at(&moved), scene.path("elsewhere")).unwrap();
+        std::fs::rename(at(&again), scene.path("back")).unwrap();
+        std::fs::rename(scene.path("back"), at(&again)).unwrap();
+
+        tasks.directories();
+
+        let mut followed: Vec<_> = tasks.tokens.keys().collect();
+        followed.sort();
+        assert_eq!(followed, [&again, &stays]);
+        assert_eq!(tasks.live.len(), 2);
+        let mut told = told(&tasks);
+        told[2..].sort();
+        assert_eq!(told, ["-again", "again", "-deleted", "-moved"]);
+        assert!(!tasks.registry.knows(&deleted) && tasks.registry.knows(&again));
+    }
+
+    /// W7: it leaves one directory, and comes to the other. And it may be removed before anybody looks.
+    #[test]
+    fn a_task_that_is_filed_away_is_told_as_removed_once_it_is() {
+        let scene = Scene::new();
+        let ids = ["kept", "removed"].map(|id| active(&scene, id));
+        let mut tasks = following(&scene);
+        for id in &ids {
+            crate::checkpoint::tasks::finish(&scene.root, id).unwrap();
+        }
+
+        tasks.directories();
+        assert_eq!(told(&tasks), [""; 0]);
+        std::fs::remove_file(scene.root.task(Place::Finished, &ids[1])).unwrap();
+        tasks.directories();
+
+        assert_eq!(told(&tasks), ["-removed"]);
+        assert!(tasks.registry.knows(&ids[0]));
+    }
+
+    /// W6: without a runner, another one would go on from the file that is there now.
+    #[test]
+    fn what_is_followed_is_the_stream_that_is_there() {
+        let scene = Scene::new();
+        let [gone, replaced, shorter] =
+            ["gone", "replaced", "shorter"].map(|id| active(&scene, id));
+        let mut tasks = following(&scene);
+        std::fs::remove_file(scene.root.runner(&gone)).unwrap();
+        let old = scene.path("old");
+        std::fs::rename(scene.root.runner(&replaced), &old).unwrap();
+        std::fs::copy(&old, scene.root.runner(&replaced)).unwrap();
+        let file = std::fs::File::options().write(true).open(scene.root.runner(&shorter)).unwrap();
+        file.set_len(file.metadata().unwrap().len() - 1).unwrap();
+
+        for id in [&gone, &replaced, &shorter] {
+            let token = tasks.tokens[id];
+            tasks.look_for_runner(token);
+        }
+
+        assert_eq!(state(&tasks, &gone), Some(TaskState::Corrupt));
+        assert_eq!(state(&tasks, &shorter), Some(TaskState::Corrupt));
+        assert_eq!(state(&tasks, &replaced), Some(TaskState::Active));
+        assert_eq!(tasks.tokens.keys().collect::<Vec<_>>(), [&replaced]);
+        let live = &tasks.live[&tasks.tokens[&replaced]];
+        assert!(live.observed.is_in_place());
+    }
 
     /// What the queue of inotify has no room for: the removal of very many tasks.
     #[test]
     fn tasks_whose_removal_was_not_told_are_missed_by_looking() {
         let scene = Scene::new();
         let ids = ["a", "b"].map(|id| scene.over(id, Duration::from_secs(1)));
-        let registry = Registry::new(scene.root.clone());
-        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).unwrap();
-        let door = Door { commands: Mutex::default(), wake };
-        let mut tasks = Tasks::new(registry.clone(), None, &door).unwrap();
-        tasks.scan(true).unwrap();
+        let mut tasks = following(&scene);
+        let registry = tasks.registry.clone();
         assert!(ids.iter().all(|id| registry.knows(id)));
         remove::remove(&scene.root, &ids[0], true).unwrap();
 

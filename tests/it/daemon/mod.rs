@@ -16,12 +16,12 @@ mod web;
 use dewar::proto::watch_tasks_response::Message;
 use dewar::proto::{
     KillRequest, LaunchRequest, ListTasksRequest, RemoveRequest, TaskFilter, TaskState,
-    WatchTasksRequest,
+    WaitRequest, WatchTasksRequest,
 };
 use tonic::Code;
 use tonic_types::StatusExt;
 
-use crate::support::{p, task, wait_until};
+use crate::support::{DEADLINE, Pid, p, task, wait_until};
 use node::Node;
 
 #[test]
@@ -109,6 +109,50 @@ fn a_runner_that_dies_is_replaced() {
     wait_until("another runner", || node.get().runner_pid.is_some_and(|pid| pid != before));
     gate.open();
     assert_eq!(node.wait().state(), TaskState::Success);
+}
+
+/// V30: its runner goes on, as nobody has told it to end, and is not replaced.
+#[test]
+fn a_task_that_is_taken_from_the_root_is_not_told_any_more() {
+    let mut node = Node::new();
+    let gate = node.scene.gate("gate");
+    let pid = node.launch(&task([p("a", gate.hold())])).runner_pid.unwrap();
+    let runner = Pid::of(pid);
+    let mut observer = node.observer();
+    let watch = observer.watch_tasks(WatchTasksRequest::default());
+    let mut told = node.runtime.block_on(watch).unwrap().into_inner();
+    let first = node.runtime.block_on(told.message()).unwrap().unwrap();
+    assert!(matches!(first.message, Some(Message::Task(_))), "{first:?}");
+
+    std::fs::remove_file(node.scene.root().join("tasks/active").join(node.scene.id())).unwrap();
+
+    let removal = async {
+        loop {
+            let message = told.message().await.unwrap().unwrap().message;
+            if let Some(Message::RemovedTaskId(id)) = message {
+                return id;
+            }
+        }
+    };
+    let removed = node.runtime.block_on(async { tokio::time::timeout(DEADLINE, removal).await });
+    assert_eq!(removed.as_deref(), Ok(node.scene.id()));
+    let listed = observer.list_tasks(ListTasksRequest::default());
+    let listed = node.runtime.block_on(listed).unwrap().into_inner();
+    assert_eq!(listed.tasks, []);
+    gate.open();
+    runner.wait();
+    wait_until("the daemon has waited for it", || Pid::find(pid).is_none());
+    // What follows this one has by then done with that.
+    let mut request = node.request(&task([p("a", "true")]));
+    request.task_id = Some(format!("{}.next", node.scene.id()));
+    let next = request.task_id.clone().unwrap();
+    let mut runner = node.runner();
+    node.runtime.block_on(runner.launch(request)).unwrap();
+    let wait = WaitRequest { task_id: next, ..WaitRequest::default() };
+    node.runtime.block_on(runner.wait(wait)).unwrap();
+    let log = || std::fs::read_to_string(node.scene.path("daemon.log")).unwrap();
+    assert!(log().contains("was taken from among the active ones"), "{}", log());
+    assert!(!log().contains("another is started"), "{}", log());
 }
 
 /// Exactly once, whatever became of the daemon meanwhile.
