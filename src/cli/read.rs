@@ -10,7 +10,8 @@ use super::term::escape;
 use super::{json, report, words};
 use crate::checkpoint::{Identity, ReadError, Reader, Stream, Tail};
 use crate::proto::Record;
-use crate::view::{CoordinatorReplay, Replay};
+use crate::state::RecordError;
+use crate::view::{CoordinatorReplay, Replay, ReplayError};
 
 /// Bytes of records that are printed at once.
 const BATCH: usize = 64 << 10;
@@ -28,8 +29,8 @@ struct RecordLine<'a> {
 enum End {
     /// As its writer left it, or as a crash did.
     Tail(Tail),
-    /// Where it cannot be read any further.
-    Corrupt(String),
+    /// Where it cannot be read any further: after so many records, of so many bytes.
+    Corrupt { records: u64, offset: u64, why: String },
 }
 
 /// Prints a checkpoint stream.
@@ -49,8 +50,9 @@ pub(super) fn run(args: &Read) -> Result<u8, Failure> {
     let what = match end {
         End::Tail(Tail::Clean | Tail::Unread) => "ends cleanly".to_owned(),
         End::Tail(Tail::Torn { bytes }) => format!("a torn record of {bytes} bytes follows"),
-        End::Corrupt(why) => {
-            let text = format!("{stream}: {seq} records are good, up to byte {offset}; then {why}");
+        End::Corrupt { records, offset, why } => {
+            let good = format!("{stream}: {records} records are good, up to byte {offset}");
+            let text = format!("{good}; then {why}");
             return Err(Failure::Unavailable(text));
         }
     };
@@ -86,7 +88,8 @@ fn each_record(
     match tail {
         Ok(tail) => Ok(End::Tail(tail)),
         Err(error @ (ReadError::Corrupt { .. } | ReadError::Shrunk { .. })) => {
-            Ok(End::Corrupt(crate::causes::chain(&error)))
+            let (records, offset) = (reader.position().seq(), reader.position().offset());
+            Ok(End::Corrupt { records, offset, why: crate::causes::chain(&error) })
         }
         Err(error) => Err(failed(error)),
     }
@@ -141,6 +144,7 @@ fn replayed(reader: &mut Reader, output: Output) -> Result<End, Failure> {
         if wrong.is_some() {
             return Ok(());
         }
+        let seq = record.seq;
         let taken = match folded {
             Folded::Nothing => {
                 Replay::new(record).map(|replay| folded = Folded::Task(Box::new(replay)))
@@ -148,9 +152,13 @@ fn replayed(reader: &mut Reader, output: Output) -> Result<End, Failure> {
             Folded::Task(ref mut replay) => replay.apply(record).map(|_| ()),
             Folded::Process(ref mut replay) => replay.apply(record),
         };
-        wrong = taken.err().map(|error| format!("byte {offset}: {error}"));
+        wrong = match taken {
+            // Of a later dewar: who only observes passes over it (docs/checkpoint.md).
+            Ok(()) | Err(ReplayError::Record { error: RecordError::UnknownKind, .. }) => None,
+            Err(error) => Some(End::Corrupt { records: seq, offset, why: error.to_string() }),
+        };
         Ok(())
     })?;
     Out::default().write(folded.text(output)?)?;
-    Ok(wrong.map_or(end, End::Corrupt))
+    Ok(wrong.unwrap_or(end))
 }

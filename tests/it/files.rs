@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use dewar::checkpoint::{Identity, Instant, Reader, Root, Writer};
@@ -402,6 +403,81 @@ fn bad_use_is_told() {
 
         assert_eq!((told.status, told.stdout.as_str()), (Some(1), ""), "{arguments:?} {told:?}");
     }
+}
+
+/// V56.
+#[test]
+fn a_stream_is_told_as_far_as_it_can_be_read_and_a_corrupt_one_is_a_failure() {
+    let scene = Scene::new();
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/checkpoints/v1");
+    let read = |name: &str, more: &[&str]| {
+        let mut command = scene.command(["read"]);
+        command.arg(data.join(name)).args(more);
+        scene.output(command)
+    };
+    let begun = ["t ACTIVE", "web", "FORKED", "\"save log\"  not run"];
+    for (name, status, parts, said) in [
+        ("runner", 0, &["t KILLED after 0.01s: killed on request", "1.25s"][..], "ends cleanly"),
+        ("runner.torn", 0, &["t CLEANING", "RUNNING"], "a torn record of 11 bytes follows"),
+        ("runner.unknown-kind", 5, &["t ACTIVE"], "up to byte 531; then record 3 opens run 0 of"),
+        ("coordinator.web", 0, &["web\n", "run 0  SUCCESS", "run 1  FAILED"], "6 records in 409"),
+        ("runner.flipped", 5, &begun, "5 records are good, up to byte 659; then "),
+        ("runner.flipped", 5, &begun, "runner.flipped is corrupt at byte 659: the checksum"),
+        ("runner.repeated", 5, &["RUNNING"], "701: record 5 is where record 6 should be"),
+        ("runner.version-2", 5, &[], "has format version 2; this dewar knows 1"),
+    ] {
+        let told = read(name, &[]);
+
+        assert_eq!(told.status, Some(status), "{told:?}");
+        assert!(parts.iter().all(|part| told.stdout.contains(part)), "{name}: {told:?}");
+        assert!(told.stderr.contains(said), "{name}: {told:?}");
+        assert_eq!(parts.is_empty(), told.stdout.is_empty(), "{told:?}");
+    }
+    // A record of a later dewar is passed over; the golden stream goes on with one that needs what it replaced.
+    let unknown = fs::read(data.join("runner.unknown-kind")).unwrap();
+    let mut command = scene.command(["read"]);
+    command.arg(scene.file("unknown", &unknown[..531]));
+    let told = scene.output(command);
+    assert_eq!(told.status, Some(0), "{told:?}");
+    assert!(told.stderr.contains("3 records in 531 bytes; ends cleanly"), "{told:?}");
+    let records = read("runner.flipped", &["--records"]);
+    assert_eq!((records.status, records.stdout.lines().count()), (Some(5), 5), "{records:?}");
+    let json = read("runner.flipped", &["--output", "json"]);
+    let view: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
+    assert_eq!((json.status, &view["state"]), (Some(5), &"TASK_STATE_ACTIVE".into()));
+}
+
+/// V56: each record is whole, and the second one cannot follow the first.
+#[test]
+fn a_stream_of_good_records_that_make_no_sense_says_where() {
+    let scene = Scene::new();
+    scene.run(&task([p("a", "true")])).assert("SUCCESS", &[("a", "S")]);
+    let (root, id) = (Root::new(scene.path("made")).unwrap(), TaskId::new("t").unwrap());
+    root.create().unwrap();
+    root.create_checkpoint(&id).unwrap();
+    let identity = Identity::runner(TaskId::new(scene.id()).unwrap());
+    let mut reader = Reader::open(&Root::new(scene.root()).unwrap(), &identity).unwrap();
+    let mut records = Vec::new();
+    reader.replay(|record| records.push(record)).unwrap();
+    let mut writer = Writer::create(&root, Identity::runner(id.clone())).unwrap();
+    let last = records.len() - 1;
+    for index in [0, last, last] {
+        let at = Instant { boot_nanos: 1, unix_nanos: 1 };
+        writer.append(records[index].kind.clone().unwrap(), at).unwrap();
+    }
+    writer.flush().unwrap();
+    drop(writer);
+
+    let mut command = scene.command(["read"]);
+    command.arg(root.runner(&id));
+    let told = scene.output(command);
+
+    assert_eq!(told.status, Some(5), "{told:?}");
+    assert!(
+        told.stderr.starts_with("dewar: t/runner: 1 records are good, up to byte "),
+        "{told:?}"
+    );
+    assert!(told.stderr.ends_with("; then record 1 enters Success from None\n"), "{told:?}");
 }
 
 /// T15.
