@@ -400,6 +400,48 @@ pub(crate) mod tests {
         assert_eq!(listed, [(finished, Place::Finished), (active, Place::Active)]);
     }
 
+    /// V1: a crash of a file system, or somebody's copy.
+    #[test]
+    fn a_task_that_is_in_both_places_is_listed_once_and_as_finished() {
+        let node = Node::new("both");
+        let task = node.finished("a");
+        let at = |place| node.root.task(place, &task);
+        fs::copy(at(Place::Finished), at(Place::Active)).unwrap();
+
+        assert_eq!(list(&node.root).unwrap(), [(task, Place::Finished)]);
+    }
+
+    /// W7: whatever is moved between the readings of the two directories, or while one of them is read.
+    #[test]
+    fn a_listing_that_meets_renames_has_each_task_once() {
+        const TASKS: usize = 1000;
+        let node = Node::new("renames");
+        let ids: Vec<_> = (0..TASKS).map(|n| TaskId::new(format!("{n:04}")).unwrap()).collect();
+        for id in &ids {
+            fs::write(node.root.task(Place::Active, id), "{}").unwrap();
+        }
+        let mut met = false;
+
+        std::thread::scope(|scope| {
+            let moving = scope.spawn(|| {
+                ids.iter().for_each(|id| tasks::finish(&node.root, id).unwrap());
+            });
+            loop {
+                let is_last = moving.is_finished();
+                let listed = list(&node.root).unwrap();
+                let finished = listed.iter().filter(|(_, place)| *place == Place::Finished);
+                met |= (1..TASKS).contains(&finished.count());
+                let mut listed: Vec<_> = listed.into_iter().map(|(id, _)| id).collect();
+                listed.sort_unstable();
+                assert_eq!(listed, ids);
+                if is_last {
+                    break;
+                }
+            }
+        });
+        assert!(met, "no listing met a rename");
+    }
+
     #[test]
     fn a_root_that_is_not_there_has_no_task() {
         let root = Root::new(std::env::temp_dir().join("dewar-observe-nowhere")).unwrap();

@@ -1548,6 +1548,24 @@ mod tests {
         assert!(short.contains("is too short: expected at least 100ms, or off"), "{short}");
     }
 
+    /// V13, V42.
+    #[cfg(feature = "net")]
+    #[test]
+    fn sandboxes_are_measured_each_minute_or_never() {
+        let parsed = |text: &str| match parse(&format!("dewar serve{text}")) {
+            Ok(Command::Serve(serve)) => Ok(serve.disk_interval.as_secs()),
+            Ok(_) => Err(String::new()),
+            Err(error) => Err(error.to_string()),
+        };
+
+        assert_eq!(parsed(""), Ok(60));
+        assert_eq!(parsed(" --disk-interval 5m"), Ok(300));
+        for off in ["off", "0"] {
+            assert_eq!(parsed(&format!(" --disk-interval {off}")), Ok(0));
+        }
+        assert!(parsed(" --disk-interval 99ms").unwrap_err().contains("is too short"));
+    }
+
     #[test]
     fn losing_a_task_gives_it_no_time() {
         assert_eq!(

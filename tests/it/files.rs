@@ -405,6 +405,37 @@ fn bad_use_is_told() {
     }
 }
 
+/// V42, V50: the exit statuses that the documents promise, beside those of tasks.
+#[test]
+fn each_command_exits_as_it_is_documented() {
+    let scene = Scene::new();
+    let file = scene.file("text", "no stream");
+    let (file, nowhere) = (file.to_str().unwrap(), scene.path("nowhere"));
+    let nowhere = nowhere.to_str().unwrap();
+
+    for (status, arguments) in [
+        (0, &["--help"][..]),
+        (0, &["--version"]),
+        (0, &["serve", "--help"]),
+        (0, &["status", "--root", nowhere]),
+        (1, &["status", "--root", nowhere, ".*"]),
+        (1, &["read", nowhere]),
+        (1, &["health", "--address", nowhere]),
+        (2, &[]),
+        (2, &["serve", "more"]),
+        (2, &["status", "--only"]),
+        (5, &["status", "--address", nowhere]),
+        (5, &["read", file]),
+        (5, &["stats", "--root", nowhere, "--at", "-1m"]),
+        (5, &["status", "--root", file]),
+    ] {
+        let told = scene.output(scene.command(arguments));
+
+        assert_eq!(told.status, Some(status), "{arguments:?} {told:?}");
+        assert_eq!(told.stderr.is_empty(), status == 0, "{arguments:?} {told:?}");
+    }
+}
+
 /// V56.
 #[test]
 fn a_stream_is_told_as_far_as_it_can_be_read_and_a_corrupt_one_is_a_failure() {

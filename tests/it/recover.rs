@@ -58,6 +58,36 @@ fn the_third_death_of_a_runner_in_a_row_is_the_last() {
     scene.resume().finish().assert("SUCCESS", &[("a", "S")]);
 }
 
+/// V9: what a takeover adds is its runner, and nothing that was there.
+#[test]
+fn the_header_comes_first_and_once_and_no_takeover_repeats_a_state() {
+    let scene = Scene::new();
+    let gate = scene.gate("gate");
+    let mut running = scene.spawn(&task([p("a", gate.hold())]));
+    running.wait_until_running("a", 0);
+    let before = scene.records();
+    scene.kill_runner(running);
+    let mut resumed = scene.resume();
+    resumed.wait_until_running("a", 0);
+    let after = scene.records();
+    gate.open();
+    resumed.finish().assert("SUCCESS", &[("a", "S")]);
+
+    let all = scene.records();
+    let numbers = |kind: &str| -> Vec<_> {
+        (0..all.len()).filter(|&number| all[number].get(kind).is_some()).collect()
+    };
+    assert_eq!(after[..before.len()], before);
+    let added: Vec<_> = after[before.len()..].iter().map(|of| of.get("leader").is_some()).collect();
+    assert_eq!(added, [true], "{after:?}");
+    assert_eq!(numbers("launch"), [0]);
+    assert_eq!(numbers("leader"), [1, before.len()]);
+    let state = |number: usize| all[number]["task"]["state"].as_str().unwrap();
+    let states: Vec<_> = numbers("task").into_iter().map(state).collect();
+    let expected = ["ACTIVE", "CLEANING", "FINALIZING", "SUCCESS"];
+    assert_eq!(states, expected.map(|state| format!("TASK_STATE_{state}")));
+}
+
 /// S21
 #[test]
 fn a_run_that_ends_while_there_is_no_runner_keeps_its_exit_status() {

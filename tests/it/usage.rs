@@ -51,6 +51,30 @@ fn stats_tell_of_a_live_task_what_its_cgroups_hold_and_of_an_ended_one_what_is_r
     assert_eq!(over["processes"][0]["recorded"], ended.run("a", 0)["usage"]);
 }
 
+/// V11, W10: a process whose parents have gone is in the leaf, and so is the time that it spends.
+#[test]
+fn what_forks_twice_is_in_the_leaf_and_its_time_counts() {
+    let scene = Scene::new();
+    let (spun, end) = (scene.gate("spun"), scene.gate("end"));
+    // In ticks of 10 ms, of this process alone.
+    let spin = "until read -ra s < /proc/self/stat && (( s[13] + s[14] >= 20 )); do :; done";
+    let orphan = format!("{spin}; {}; exec sleep 600", spun.tell());
+    let line = format!("setsid bash -c '({orphan}) & exit'; {}", end.hold());
+    let running = scene.spawn(&task([p("a", line)]));
+    spun.wait();
+
+    let live = stats(&scene, &["--by-process"]);
+    end.open();
+    let ended = running.finish();
+
+    let of_a = &live["processes"][0]["sample"];
+    assert!(seconds(&of_a["cpu"]["time"]) >= 0.2, "{live}");
+    assert!(seconds(&ended.run("a", 0)["usage"]["cpuTime"]) >= 0.2, "{ended}");
+    if let Some(count) = of_a["pids"]["current"].as_str() {
+        assert_eq!(count, "2", "bash and the orphan: {live}");
+    }
+}
+
 #[test]
 fn stats_that_watch_a_task_tell_its_end_and_end() {
     let scene = Scene::new();

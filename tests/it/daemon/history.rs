@@ -2,13 +2,13 @@
 
 use dewar::proto::{
     DiskMethod, GetUsageHistoryRequest, GetUsageHistoryResponse, GetUsageRequest, RemoveRequest,
-    Sample, TaskState, TaskUsage, Timestamp,
+    Sample, TaskState, TaskUsage, Timestamp, WaitRequest,
 };
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 use super::node::Node;
-use crate::support::{p, task, wait_until};
+use crate::support::{Gate, p, task, wait_until};
 
 /// Bash that spends some CPU time.
 const SPIN: &str = "n=0; while [ $n -lt 30000 ]; do n=$((n+1)); done";
@@ -135,6 +135,66 @@ fn what_a_task_used_is_told_of_any_time_until_it_is_removed() {
     wait_until("the task is gone", || history(&mut node, None).is_err());
     assert_eq!(history(&mut node, None).unwrap_err().code(), Code::NotFound);
     assert_eq!(at(&mut node, third.time, false).unwrap_err().code(), Code::NotFound);
+}
+
+/// V13, V42.
+#[test]
+fn a_daemon_that_measures_no_sandboxes_tells_of_none() {
+    let mut never = OFTEN;
+    never[5] = "off";
+    let mut node = Node::with(&never);
+    let gate = node.scene.gate("gate");
+    node.launch(&task([p("a", gate.hold())]));
+    // One that measures begins with that, and measures what has been read once.
+    wait_until("six readings", || history(&mut node, None).unwrap().points.len() >= 6);
+
+    let told = at(&mut node, None, false).unwrap();
+
+    assert_eq!(told.disk, None);
+    assert_eq!(history(&mut node, None).unwrap().peak.unwrap().disk_bytes, None);
+    gate.open();
+    node.wait();
+}
+
+/// W11: the first of each round.
+#[test]
+fn a_sandbox_that_cannot_be_measured_keeps_no_other_from_it() {
+    let mut node = Node::with(&OFTEN);
+    let gates = ["first", "second"].map(|name| node.scene.gate(name));
+    node.launch(&task([p("a", gates[0].hold())]));
+    let (first, second) = (node.scene.id().to_owned(), format!("{}.second", node.scene.id()));
+    let mut request = node.request(&task([p("a", gates[1].hold())]));
+    request.task_id = Some(second.clone());
+    request.sandbox = Some(node.scene.path("second.sandbox").to_str().unwrap().to_owned());
+    let mut runner = node.runner();
+    node.runtime.block_on(runner.launch(request)).unwrap();
+    let (sandbox, away) = (node.scene.sandbox(), node.scene.path("away"));
+    let measured = |node: &mut Node, id: &str| {
+        let mut observer = node.observer();
+        let request = GetUsageRequest { task_id: id.to_owned(), ..GetUsageRequest::default() };
+        let told = node.runtime.block_on(observer.get_usage(request)).unwrap();
+        let time = told.into_inner().usage.unwrap().disk.and_then(|disk| disk.time);
+        time.map(Timestamp::unix_nanos)
+    };
+    wait_until("both are measured", || {
+        measured(&mut node, &first).is_some() && measured(&mut node, &second).is_some()
+    });
+
+    std::fs::rename(&sandbox, &away).unwrap();
+
+    // A round may be under way; those after it meet what is away.
+    let mut last = measured(&mut node, &second);
+    for round in ["one", "two", "three"] {
+        wait_until(round, || measured(&mut node, &second) > last);
+        last = measured(&mut node, &second);
+    }
+    assert!(measured(&mut node, &first) < last);
+    std::fs::rename(&away, &sandbox).unwrap();
+    wait_until("it is measured again", || measured(&mut node, &first) > last);
+    gates.iter().for_each(Gate::open);
+    node.wait();
+    let waited = WaitRequest { task_id: second, ..WaitRequest::default() };
+    node.runtime.block_on(runner.wait(waited)).unwrap();
 }
 
 /// V11 and attack 50: each run has a leaf of its own, whose counters begin at 0: no rate is negative, and none is made of two runs.

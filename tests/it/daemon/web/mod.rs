@@ -145,9 +145,11 @@ fn every_page_is_whole_without_a_script() {
         "/process/ID/none",
         "/logs/ID/b/9/stdout",
         "/logs/ID/b/x/stdout",
+        "/logs/ID/b/-1/stdout",
         "/logs/ID/b/0/log",
         "/file/ID/none",
         "/j/process/ID/b/7",
+        "/j/process/ID/b/-1",
         "/j/task_ids/odd",
     ] {
         assert_eq!(node.page(&nothing.replace("ID", &id)).status, 404, "{nothing}");
@@ -176,6 +178,8 @@ fn every_message_is_told_as_json() {
     assert_eq!(json("/j/processes?task_id=ID")[&id]["a"]["name"], "a");
     assert_eq!(json("/j/usage/ID")["taskId"], id.as_str());
     assert_eq!(json("/j/explain/ID")["processes"][1]["process"], "b");
+    let host = nix::unistd::gethostname().unwrap();
+    assert_eq!(json("/j/node")["hostname"], host.to_str().unwrap());
     assert_eq!(json("/j/node")["taskCounts"]["TASK_STATE_SUCCESS"], "1");
     let raw = http::ask(
         node.port(),
