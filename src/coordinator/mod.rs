@@ -47,6 +47,9 @@ use verdict::{Limits, ended, not_started};
 /// Bytes set aside for the records of a run, so that a disk that fills up meanwhile cannot take its end.
 pub const RESERVE: u64 = 4096;
 
+/// In a nudge, beside the index of the process: its records cannot be written yet.
+pub const WAITS: u32 = 1 << 31;
+
 /// Tries to start a run before it is given up, if what failed may not fail the next time.
 const START_TRIES: u32 = 8;
 
@@ -352,6 +355,8 @@ impl<'a> Coordinator<'a> {
         self.stalled = match written {
             true => None,
             false => {
+                // Again each time: a full pipe may have no room for it.
+                self.say(self.job.process | WAITS);
                 Some(self.stalled.map_or(*RETRY.start(), |pause| (pause * 2).min(*RETRY.end())))
             }
         };
@@ -360,7 +365,11 @@ impl<'a> Coordinator<'a> {
 
     /// Tells the runner, whichever it is by now. A full pipe has woken it already.
     fn nudge(&self) {
-        let _ = nix::unistd::write(self.job.nudges, &self.job.process.to_ne_bytes());
+        self.say(self.job.process);
+    }
+
+    fn say(&self, nudge: u32) {
+        let _ = nix::unistd::write(self.job.nudges, &nudge.to_ne_bytes());
     }
 }
 

@@ -47,6 +47,7 @@ use crate::cgroup::{CgroupError, FindError, TaskCgroup};
 use crate::checkpoint::{
     Identity, Instant, IoError, OpenError, Position, ReadError, Root, WriteError, Writer, tasks,
 };
+use crate::coordinator::WAITS;
 use crate::failpoint::{Failpoint, hit};
 use crate::proto::{Launch, Usage, VerdictReason};
 use crate::state::{Effect, Event, Phase, Stamp, TaskState, must_last, plan, wake};
@@ -192,8 +193,8 @@ struct Live {
     is_of_earlier_boot: bool,
     /// Tries to fork its coordinator that failed in a row.
     failed_starts: u32,
-    /// Its start found no space, and that was said.
-    wants_space: bool,
+    /// Its start found no space, and that was said; or its coordinator cannot write.
+    waits_for_disk: bool,
 }
 
 /// A coordinator that lives, or has just died.
@@ -408,7 +409,7 @@ impl Runner {
 
     /// Whether there is something that it cannot write, or no space for a run to begin.
     fn waits_for_disk(&self) -> bool {
-        self.stalled.is_some() || self.live.values().any(|live| live.wants_space)
+        self.stalled.is_some() || self.live.values().any(|live| live.waits_for_disk)
     }
 
     /// Sleeps, and takes in what woke it.
@@ -521,7 +522,7 @@ impl Runner {
         Ok(())
     }
 
-    /// Coordinators that appended say so with the index of their process.
+    /// Coordinators that appended say so with the index of their process, and those that cannot write, with [`WAITS`].
     fn take_nudges(&mut self) -> Result<(), RunnerError> {
         let mut buffer = [0; 4096];
         loop {
@@ -533,8 +534,11 @@ impl Runner {
             };
             // Writes of 4 bytes to a pipe are atomic, so nudges come whole (pipe(7)).
             for nudge in buffer[..count].as_chunks::<4>().0 {
-                let process = u32::from_ne_bytes(*nudge);
-                if self.live.contains_key(&process) {
+                let nudge = u32::from_ne_bytes(*nudge);
+                let (process, waits) = (nudge & !WAITS, nudge & WAITS != 0);
+                let Some(live) = self.live.get_mut(&process) else { continue };
+                live.waits_for_disk = waits;
+                if !waits {
                     self.nudged(process)?;
                 }
             }

@@ -112,7 +112,7 @@ impl Runner {
                     .map_err(doing("watch a coordinator"))?;
                 if let Some(live) = self.live.get_mut(&process) {
                     live.coordinator = Some(coordinator);
-                    live.wants_space = false;
+                    live.waits_for_disk = false;
                 }
                 self.expect(process, START_BACKSTOP);
                 hit(Failpoint::LaunchForked).map_err(doing("pass a failpoint"))
@@ -203,7 +203,7 @@ impl Runner {
     ) -> Result<(), RunnerError> {
         let Some(live) = self.live.get_mut(&process) else { return Ok(()) };
         if is_no_space(&error) {
-            if !std::mem::replace(&mut live.wants_space, true) {
+            if !std::mem::replace(&mut live.waits_for_disk, true) {
                 say(format!(
                     "dewar-runner: {}: no space to start a run, waiting: {error}",
                     self.task

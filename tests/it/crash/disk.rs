@@ -2,6 +2,8 @@
 //! that is not recorded.
 
 use std::fs;
+use std::io::{BufReader, Read};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use dewar::control;
@@ -13,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::bench::{Bench, wait_for};
 use super::tasks::{MARK, deaf};
-use crate::support::Disk;
+use crate::support::{DEADLINE, Disk};
 
 fn disk(name: &str) -> Disk {
     let name = format!("dewar-disk-{}-{name}", std::process::id());
@@ -168,6 +170,10 @@ fn an_end_that_cannot_be_written_is_kept() {
     fs::write(&token, "").unwrap();
     bench.touch(&task, "go");
     wait_for("the end is not tried again", || tries() >= 3);
+    // The runner tells that: it has heard of it.
+    let nudges = UnixStream::from(control::follow(bench.root(), &task).unwrap());
+    nudges.set_read_timeout(Some(DEADLINE)).unwrap();
+    assert!(BufReader::new(nudges).bytes().any(|nudge| nudge.unwrap() == 1));
     assert_eq!(bench.history(&task).states(), ["r", "", ""]);
     runner.kill();
     fs::remove_file(&token).unwrap();
