@@ -10,6 +10,12 @@ pub fn say(line: impl Display) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
+/// The same of what `eprintln!` takes.
+macro_rules! tell {
+    ($($of:tt)*) => { $crate::causes::say(format_args!($($of)*)) };
+}
+pub(crate) use tell;
+
 /// The whole of what `error` says, its causes included.
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();

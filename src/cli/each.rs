@@ -3,10 +3,11 @@
 use super::args::NodeArg;
 use super::failure::{Failure, status};
 use super::node::{Node, Which};
-use super::nodes::{Nodes, say};
+use super::nodes::{Nodes, told};
 use super::out::Out;
 use super::pattern::Patterns;
 use super::words;
+use crate::causes::tell;
 use crate::task::TaskId;
 
 /// Does `act` to every active task whose id matches one of `patterns`, and prints the ids of those that it was done to.
@@ -47,7 +48,7 @@ fn each(
     let patterns = Patterns::new(patterns)?;
     let nodes = Nodes::find(node)?;
     let mut exit = status::SUCCESS;
-    let matched = nodes.gather(|node| node.list(&patterns, which), say(&mut exit))?;
+    let matched = nodes.gather(|node| node.list(&patterns, which), told(&mut exit))?;
     if matched.is_empty() && exit == status::SUCCESS {
         return Err(Failure::NothingMatched(none(&nodes, &patterns)?));
     }
@@ -59,7 +60,7 @@ fn each(
                 out.write(format!("{id}{}\n", root.unwrap_or_default()))?;
             }
             Err(failure) => {
-                eprintln!("dewar: {}: {failure}", nodes.name(*number, id));
+                tell!("dewar: {}: {failure}", nodes.name(*number, id));
                 exit = failure.status();
             }
         }

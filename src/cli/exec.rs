@@ -29,6 +29,7 @@ use super::node::Node;
 use super::nodes::Nodes;
 use super::out::Out;
 use super::{place, term};
+use crate::causes::tell;
 use crate::daemon::exec_here;
 use crate::proto::exec_ended::End;
 use crate::proto::exec_request::Message as Ask;
@@ -142,7 +143,7 @@ async fn session(
                 Event::Signal(number) => pass(&to_daemon, Ask::Signal(number.to_string())),
                 Event::Enough(number) => {
                     drop(raw);
-                    eprintln!("dewar: the command is killed");
+                    tell!("dewar: the command is killed");
                     return Ok(signalled(number));
                 }
             },

@@ -15,6 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::failure::{Failure, status};
 use super::printer::Printer;
 use super::signals::Signals;
+use crate::causes::tell;
 use crate::cgroup::TaskCgroup;
 use crate::observe::Observed;
 use crate::proto;
@@ -156,16 +157,16 @@ fn interrupted<W: Write>(
         1 => ("ending the task; once more kills it now", Stop::Gracefully),
         _ => ("killing the task", Stop::Now),
     };
-    eprintln!("dewar: {what}");
+    tell!("dewar: {what}");
     if let Err(failure) = stop(how) {
-        eprintln!("dewar: {failure}");
+        tell!("dewar: {failure}");
     }
 }
 
 /// A task that cannot be shown goes on, and is followed: its exit status is still to be told.
 fn printed(result: Result<(), Failure>) {
     if let Err(failure) = result {
-        eprintln!("dewar: {failure}");
+        tell!("dewar: {failure}");
     }
 }
 

@@ -7,7 +7,7 @@ use super::failure::{Failure, status};
 use super::out::Out;
 use super::pattern::Patterns;
 use super::{json, place, words};
-use crate::causes::chain;
+use crate::causes::{chain, tell};
 use crate::checkpoint::Root;
 use crate::gc::policy::{Sizes, Victim};
 use crate::gc::{Collector, GcError, Told};
@@ -31,7 +31,7 @@ pub(super) fn run(args: &Gc) -> Result<u8, Failure> {
             Ok(()) => {}
             Err(failure) if roots.len() == 1 => return Err(failure),
             Err(failure) => {
-                eprintln!("dewar: {}: {failure}", words::name(&root.path().display().to_string()));
+                tell!("dewar: {}: {failure}", words::name(&root.path().display().to_string()));
                 exit = failure.status();
             }
         }
@@ -59,7 +59,7 @@ fn of_root(
     let verb = if args.dry_run { "would be removed" } else { "removed" };
     let count = if round.removed == 1 { "1 task" } else { &format!("{} tasks", round.removed) };
     let place = teller.place();
-    eprintln!("dewar: {count}{place} {verb}, {}", words::bytes(round.erased.bytes));
+    tell!("dewar: {count}{place} {verb}, {}", words::bytes(round.erased.bytes));
     Ok(())
 }
 
@@ -113,7 +113,7 @@ impl Teller {
     fn kept(&mut self, id: &TaskId, why: &str) {
         self.kept += 1;
         let (name, place) = (words::name(id.as_str()), self.place());
-        eprintln!("dewar: {name}{place}: {}", super::term::escape(why));
+        tell!("dewar: {name}{place}: {}", super::term::escape(why));
     }
 
     /// ` in ROOT`, where several were named.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::args::Kill;
 use super::failure::Failure;
 use super::{each, runner, words};
+use crate::causes::tell;
 use crate::cgroup::TaskCgroup;
 use crate::checkpoint::Root;
 use crate::observe::Observed;
@@ -58,7 +59,7 @@ fn kill_corrupt(id: &TaskId, observed: &Observed) -> Result<(), Failure> {
     let cgroup = TaskCgroup::open_existing(Path::new(path), id).map_err(unavailable)?;
     if let Some(cgroup) = cgroup {
         cgroup.kill().map_err(unavailable)?;
-        eprintln!("dewar: {}: every process in {path} was killed", words::name(id.as_str()));
+        tell!("dewar: {}: every process in {path} was killed", words::name(id.as_str()));
     }
     Ok(())
 }

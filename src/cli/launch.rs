@@ -11,6 +11,7 @@ use super::file::{self, unique};
 use super::out::Out;
 use super::term::escape;
 use super::{json, node, words};
+use crate::causes::tell;
 use crate::proto::LaunchRequest;
 use crate::proto::launch_request::Source;
 
@@ -31,7 +32,7 @@ pub(super) fn run(args: &Launch) -> Result<u8, Failure> {
     let task = launched.task.unwrap_or_default();
     if !launched.is_new {
         let id = words::name(&task.task_id);
-        eprintln!("dewar: task {id} was launched before; nothing was changed");
+        tell!("dewar: task {id} was launched before; nothing was changed");
     }
     Out::default().write(match args.output {
         Output::Text => format!("{}\n", task.task_id),

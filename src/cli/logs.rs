@@ -18,6 +18,7 @@ use super::out::Out;
 use super::run::whereabouts;
 use super::term::{Neutralizer, escape};
 use super::{place, words};
+use crate::causes::tell;
 use crate::checkpoint::Root;
 use crate::logs::{CHUNK, Chunk, Follow, Log, LogError, Next, Runs, Source, Start, Watches};
 use crate::observe::Observed;
@@ -97,7 +98,7 @@ impl Chosen {
     /// Says what is printed, if nobody has.
     fn tell(&self, args: &Logs, process: &str) {
         if self.guessed {
-            eprintln!("dewar: {} of process {}", stream(args), words::name(process));
+            tell!("dewar: {} of process {}", stream(args), words::name(process));
         }
     }
 }
@@ -227,7 +228,7 @@ impl<W: Write> Sink<W> {
 /// Bytes of a log may be missing before what comes next.
 fn say_gap(log: &str) {
     let why = "a file was dropped or cut short before it was read";
-    eprintln!("dewar: {}: lines may be missing: {why}", escape(log));
+    tell!("dewar: {}: lines may be missing: {why}", escape(log));
 }
 
 /// Prints what is followed, until no more can come or nobody reads it.

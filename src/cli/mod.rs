@@ -18,6 +18,10 @@
 //! Results go to standard output, messages for people to standard error; with `--output json` standard output
 //! carries JSON and nothing else.
 #![allow(clippy::disallowed_methods, reason = "talks to people, files and runners")]
+#![deny(
+    clippy::print_stderr,
+    reason = "panics where standard error is a file on a disk that is full: causes::say"
+)]
 
 mod args;
 mod completion;
@@ -73,6 +77,7 @@ use std::ffi::OsString;
 
 use clap::{Args, FromArgMatches, Parser};
 
+use crate::causes::tell;
 use crate::words;
 use args::{Cli, Command, Run};
 use failure::Failure;
@@ -92,7 +97,7 @@ pub fn main() -> u8 {
     match dispatch(&command) {
         Ok(status) => status,
         Err(failure) => {
-            eprintln!("dewar: {failure}");
+            tell!("dewar: {failure}");
             failure.status()
         }
     }
@@ -153,7 +158,7 @@ fn dispatch(command: &Command) -> Result<u8, Failure> {
 /// A broken invariant has an exit status of its own, however the program was built to panic.
 fn defect(panic: &std::panic::PanicHookInfo<'_>) {
     fullscreen::restore();
-    eprintln!("dewar: a defect of dewar: {panic}");
+    tell!("dewar: a defect of dewar: {panic}");
     std::process::exit(failure::status::DEFECT.into());
 }
 

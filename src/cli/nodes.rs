@@ -8,6 +8,7 @@ use super::node::{Node, Which};
 use super::pattern::Patterns;
 use super::term::escape;
 use super::{place, words};
+use crate::causes::tell;
 use crate::task::TaskId;
 
 /// A daemon, or one root or several.
@@ -92,7 +93,7 @@ impl Nodes {
                     let ids = node.list(&Patterns::default(), Which::All)?;
                     Ok(ids.into_iter().filter(|of| of == id).collect())
                 };
-                self.gather(of, say(&mut exit))?
+                self.gather(of, told(&mut exit))?
             }
         };
         match &having[..] {
@@ -112,9 +113,9 @@ impl Nodes {
 }
 
 /// Says what cannot be read, and makes the exit status of it.
-pub(super) fn say(exit: &mut u8) -> impl FnMut(Failure) {
+pub(super) fn told(exit: &mut u8) -> impl FnMut(Failure) {
     |failure| {
-        eprintln!("dewar: {failure}");
+        tell!("dewar: {failure}");
         *exit = failure.status();
     }
 }

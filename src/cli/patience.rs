@@ -6,6 +6,7 @@ use tokio::time::{Instant, sleep};
 use tonic::Status;
 
 use super::failure::Failure;
+use crate::causes::tell;
 use crate::client;
 
 /// How long another daemon is waited for.
@@ -36,7 +37,7 @@ impl Patience {
             return Err(status.into());
         }
         if self.since.is_none() {
-            eprintln!("dewar: the daemon is gone; waiting for another one");
+            tell!("dewar: the daemon is gone; waiting for another one");
         }
         let since = *self.since.get_or_insert_with(Instant::now);
         if since.elapsed() > PATIENCE {

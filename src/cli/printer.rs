@@ -10,6 +10,7 @@ use super::out::Out;
 use super::progress::{self, Frame, Screen};
 use super::term::{self, Style};
 use super::{json, report};
+use crate::causes::tell;
 use crate::proto::TaskView;
 use crate::state::TaskState;
 use crate::task::TaskSpec;
@@ -146,7 +147,7 @@ impl<W: Write> Printer<W> {
         if !matches!(self.form, Form::Json)
             && let Some(used) = report::used(view)
         {
-            eprintln!("dewar: {used}");
+            tell!("dewar: {used}");
         }
         Ok(())
     }

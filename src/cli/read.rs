@@ -8,6 +8,7 @@ use super::out::Out;
 use super::printer::stdout_style;
 use super::term::escape;
 use super::{json, report, words};
+use crate::causes::tell;
 use crate::checkpoint::{Identity, ReadError, Reader, Stream, Tail};
 use crate::proto::Record;
 use crate::state::RecordError;
@@ -57,7 +58,7 @@ pub(super) fn run(args: &Read) -> Result<u8, Failure> {
         }
     };
     let told = format!("{stream}: {seq} records in {offset} bytes; {what}");
-    eprintln!("dewar: {}", escape(&told));
+    tell!("dewar: {}", escape(&told));
     Ok(status::SUCCESS)
 }
 

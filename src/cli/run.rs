@@ -16,6 +16,7 @@ use super::runner::{self, Deaths, Followed};
 use super::signals::Signals;
 use super::term::escape;
 use super::{json, place, report};
+use crate::causes::tell;
 use crate::cgroup::{Applied, Base};
 use crate::checkpoint::Root;
 use crate::checkpoint::paths::Place;
@@ -48,7 +49,7 @@ pub(super) fn run(args: &Run) -> Result<u8, Failure> {
     let base = match args.cgroup {
         args::Cgroup::V2 => Some(runner::find_base(args.cgroup_base.clone())?),
         args::Cgroup::None => {
-            eprintln!("dewar: {WEAKER}");
+            tell!("dewar: {WEAKER}");
             None
         }
     };
@@ -148,7 +149,7 @@ fn not_launched(root: &Root, id: &TaskId, error: LaunchError) -> Failure {
     if matches!(error, LaunchError::Uncertain { .. })
         && let Err(failure) = runner::kill(root, id, Duration::ZERO, false, None)
     {
-        eprintln!("dewar: {failure}");
+        tell!("dewar: {failure}");
     }
     error.into()
 }
@@ -207,11 +208,11 @@ fn limits(spec: &TaskSpec, base: Option<&Base>, allowed: bool) -> Result<Applied
             let what = "--allow-unenforced runs the task without";
             return Err(Failure::Unavailable(format!("{missing}; {what}")));
         }
-        eprintln!("dewar: {}", escape(&missing));
+        tell!("dewar: {}", escape(&missing));
     }
     if !applied.rounded.is_empty() {
         let rounded = told(applied.rounded.iter().map(ToString::to_string).collect());
-        eprintln!("dewar: {}", escape(&rounded));
+        tell!("dewar: {}", escape(&rounded));
     }
     Ok(applied)
 }

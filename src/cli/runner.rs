@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::failure::{Failure, status};
 use super::words;
+use crate::causes::tell;
 use crate::cgroup::{self, Base, FindError};
 use crate::checkpoint::Root;
 use crate::control::{self, ControlError, Request};
@@ -125,7 +126,7 @@ pub(super) fn go_on(
     let task = words::name(id.as_str());
     let (how, exit) = match pidfd.map(|pidfd| pidfd::wait(pidfd.as_fd())) {
         Some(Ok(Exit::Signal(signal))) if deaths.is_worth_another() => {
-            eprintln!("dewar: the runner of task {task} died by signal {signal}; another goes on");
+            tell!("dewar: the runner of task {task} died by signal {signal}; another goes on");
             return Ok(ControlFlow::Continue(follow(root, id, console)?));
         }
         Some(Ok(Exit::Signal(signal))) => {
@@ -139,9 +140,7 @@ pub(super) fn go_on(
         Some(Ok(Exit::Code(code))) => (format!("exited with status {code}"), status::UNAVAILABLE),
         Some(Err(_)) | None => ("is gone".to_owned(), status::UNAVAILABLE),
     };
-    eprintln!(
-        "dewar: the runner of task {task} {how}; `dewar resume {task}` goes on with the task"
-    );
+    tell!("dewar: the runner of task {task} {how}; `dewar resume {task}` goes on with the task");
     Ok(ControlFlow::Break(exit))
 }
 

@@ -15,6 +15,7 @@ use super::rates::Rates;
 use super::table::{self, Align};
 use super::term::{self, Style, cut};
 use super::{json, words};
+use crate::causes::tell;
 use crate::proto::{ProcessUsage, Sample, TaskUsage, Usage};
 use crate::sys::fds;
 
@@ -33,7 +34,7 @@ pub(super) fn run(args: &Stats) -> Result<u8, Failure> {
     let mut due = Instant::now();
     loop {
         let usages = metered.read()?;
-        metered.problems().for_each(|problem| eprintln!("dewar: {problem}"));
+        metered.problems().for_each(|problem| tell!("dewar: {problem}"));
         if usages.is_empty() && metered.found_nothing() {
             return Err(Failure::NothingMatched(format!("no such task {nodes}")));
         }

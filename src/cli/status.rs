@@ -5,13 +5,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::args::{Only, Status, StatusOutput};
 use super::failure::{Failure, status};
 use super::node::Which;
-use super::nodes::{Nodes, say};
+use super::nodes::{Nodes, told};
 use super::out::Out;
 use super::pattern::Patterns;
 use super::printer::stdout_style;
 use super::table::{self, Align};
 use super::term::{Style, escape};
 use super::{json, report, words};
+use crate::causes::tell;
 use crate::observe::Sight;
 use crate::proto::{ProcessState, ProcessView, Resources, TaskState, TaskView, Timestamp};
 use crate::task;
@@ -32,7 +33,7 @@ pub(super) fn run(args: &Status) -> Result<u8, Failure> {
     };
     let mut sights = Vec::new();
     let mut exit = status::SUCCESS;
-    let looked = nodes.gather(|node| node.look(&patterns, which), say(&mut exit))?;
+    let looked = nodes.gather(|node| node.look(&patterns, which), told(&mut exit))?;
     for (number, (id, sight)) in looked {
         match sight {
             Ok(sight) if wanted(args.only, sight.view.state()) => {
@@ -40,7 +41,7 @@ pub(super) fn run(args: &Status) -> Result<u8, Failure> {
             }
             Ok(_) => {}
             Err(failure) => {
-                eprintln!("dewar: {}: {failure}", nodes.name(number, &id));
+                tell!("dewar: {}: {failure}", nodes.name(number, &id));
                 exit = status::UNAVAILABLE;
             }
         }

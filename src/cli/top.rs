@@ -16,6 +16,7 @@ use super::rates::{Rate, Rates};
 use super::table::{self, Align};
 use super::term::{self, Style, cut, escape};
 use super::{json, words};
+use crate::causes::tell;
 use crate::proto::{Pressure, Sample, TaskUsage, Usage};
 use crate::sys::fds;
 
@@ -336,7 +337,7 @@ fn once(args: &Top, view: View, mut watched: Watched<'_>) -> Result<u8, Failure>
         thread::sleep(args.interval.saturating_sub(begun.elapsed()));
         watched.read()?;
     }
-    watched.metered.problems().for_each(|problem| eprintln!("dewar: {problem}"));
+    watched.metered.problems().for_each(|problem| tell!("dewar: {problem}"));
     let text = match args.output {
         StatusOutput::Json => {
             watched.read.sort_by(|a, b| a.row.order(&b.row, view.sort));

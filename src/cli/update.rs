@@ -6,6 +6,7 @@ use super::nodes::Nodes;
 use super::out::Out;
 use super::term::escape;
 use super::{place, words};
+use crate::causes::tell;
 use crate::control::Request;
 use crate::proto::{Resources, TaskState, TaskView, UpdateLimits};
 use crate::task;
@@ -30,7 +31,7 @@ pub(super) fn run(args: &Update) -> Result<u8, Failure> {
         let process = args.process.clone();
         let asked = UpdateLimits { process, change: Some(change), force: args.force };
         for rounded in node.order(&id, &Request::Update(asked))? {
-            eprintln!("dewar: {}", escape(&rounded));
+            tell!("dewar: {}", escape(&rounded));
         }
         view = node.view(&id)?;
     }

@@ -303,3 +303,18 @@ fn without_standard_descriptors_nothing_is_taken_for_them() {
     assert_eq!(scene.status()["state"], "TASK_STATE_SUCCESS");
     assert_eq!(scene.stdout("a", 0), "said\n");
 }
+
+/// Attack 34: what is said for people goes to a file on a disk that is full.
+#[test]
+fn what_cannot_be_said_ends_nothing() {
+    let scene = Scene::new();
+    let file = scene.file("task.json", task([p("a", "true")]).text());
+    let mut command = scene.command(scene.run_arguments());
+    command.arg(file).stdout(Stdio::null());
+    command.stderr(File::options().write(true).open("/dev/full").unwrap());
+
+    let status = command.status().unwrap();
+
+    assert_eq!(status.code(), Some(0));
+    assert_eq!(scene.status()["state"], "TASK_STATE_SUCCESS");
+}
