@@ -421,11 +421,21 @@ pub(crate) mod tests {
             fs::write(node.root.task(Place::Active, id), "{}").unwrap();
         }
         let mut met = false;
+        let (listed_once, half) = std::sync::mpsc::sync_channel(0);
+        let (all, root) = (&ids, &node.root);
+        let move_all = move || {
+            for (n, id) in all.iter().enumerate() {
+                // The second of these has begun meanwhile.
+                if n == TASKS / 2 {
+                    (0..2).for_each(|_| half.recv().unwrap());
+                }
+                tasks::finish(root, id).unwrap();
+            }
+        };
 
         std::thread::scope(|scope| {
-            let moving = scope.spawn(|| {
-                ids.iter().for_each(|id| tasks::finish(&node.root, id).unwrap());
-            });
+            let listed_once = listed_once;
+            let moving = scope.spawn(move_all);
             loop {
                 let is_last = moving.is_finished();
                 let listed = list(&node.root).unwrap();
@@ -434,6 +444,7 @@ pub(crate) mod tests {
                 let mut listed: Vec<_> = listed.into_iter().map(|(id, _)| id).collect();
                 listed.sort_unstable();
                 assert_eq!(listed, ids);
+                let _ = listed_once.try_send(());
                 if is_last {
                     break;
                 }
