@@ -6,7 +6,7 @@
 
 use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
@@ -16,6 +16,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
+use nix::sys::socket::{MsgFlags, recv};
 
 use super::registry::{Entry, News, Registry};
 use crate::causes::chain;
@@ -628,10 +629,11 @@ enum Nudge {
     Gone,
 }
 
-/// Takes the nudges that are there; the last of them holds.
+/// Takes the nudges that are there; the last of them holds. Does not wait: an event may be that of the runner's descriptor which was
+/// replaced just now, in the same turn.
 fn take_nudges(nudges: &OwnedFd) -> Nudge {
     let mut buffer = [0; 4096];
-    match nix::unistd::read(nudges, &mut buffer) {
+    match recv(nudges.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
         Ok(read) => match buffer[..read].last() {
             Some(&byte) => Nudge::Waits(byte != 0),
             None => Nudge::Gone,
@@ -647,6 +649,19 @@ mod tests {
     use crate::gc::testing::Scene;
     use crate::proto::TaskState;
     use crate::remove;
+
+    /// All tasks once waited for the next nudge of one: an event of the descriptor before was taken for one of its own.
+    #[test]
+    fn a_runner_that_has_not_nudged_is_not_waited_for() {
+        let (ours, theirs) = crate::sys::socket::pair().unwrap();
+
+        assert_eq!(take_nudges(&ours), Nudge::None);
+        nix::unistd::write(&theirs, &[1, 0]).unwrap();
+        assert_eq!(take_nudges(&ours), Nudge::Waits(false));
+        assert_eq!(take_nudges(&ours), Nudge::None);
+        drop(theirs);
+        assert_eq!(take_nudges(&ours), Nudge::Gone);
+    }
 
     /// What follows the tasks of `scene`, which were there before.
     fn following(scene: &Scene) -> Tasks {
