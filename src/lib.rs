@@ -43,6 +43,7 @@
 //! - [`daemon`]: serves all of it over gRPC
 //! - [`web`]: the daemon's page, for browsers
 //! - [`client`]: asks a daemon
+//! - [`trace`]: tells OpenTelemetry of a Launch, if it is asked to
 //! - [`cli`]: the commands
 //!
 //! Beneath it all:
@@ -86,6 +87,8 @@ pub mod sys;
 pub mod task;
 #[cfg(test)]
 mod testing;
+#[cfg(feature = "net")]
+pub mod trace;
 mod tree;
 pub mod usage;
 pub mod view;

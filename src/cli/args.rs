@@ -113,7 +113,8 @@ Examples:
   dewar serve --web '[::1]:8080'                  the page for browsers, elsewhere on loopback
   grpcurl -plaintext -unix /run/dewar/dewar.sock dewar.v1.ObserverService/ListTasks
 
-The daemon may be killed, restarted or replaced at any time: tasks do not notice. docs/api.md has every call.";
+The daemon may be killed, restarted or replaced at any time: tasks do not notice. docs/api.md has every call.
+With OTEL_EXPORTER_OTLP_ENDPOINT=http://HOST:4317 each launch is a trace for OpenTelemetry: docs/tracing.md.";
 
 /// `dewar serve`.
 #[cfg(feature = "net")]
@@ -447,7 +448,8 @@ Examples:
   dewar logs -f $(dewar launch hello.yaml)  and follow what it prints
 
 The task is on disk and has a runner when this returns; it goes on whatever becomes of the daemon. Under an id the same task
-is launched once, however often it is asked for. PATH of the task is that of login(1), not that of this command.";
+is launched once, however often it is asked for. PATH of the task is that of login(1), not that of this command.
+With OTEL_EXPORTER_OTLP_ENDPOINT it tells OpenTelemetry of itself, beneath TRACEPARENT: docs/tracing.md.";
 
 /// `dewar launch`.
 #[cfg(feature = "net")]

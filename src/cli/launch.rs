@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use tonic::{Code, Status};
+use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
 use super::args::{Cgroup, Launch, Output};
@@ -11,9 +11,10 @@ use super::file::{self, unique};
 use super::out::Out;
 use super::term::escape;
 use super::{json, node, words};
-use crate::causes::tell;
-use crate::proto::LaunchRequest;
+use crate::causes::{chain, tell};
+use crate::client::Call;
 use crate::proto::launch_request::Source;
+use crate::proto::{LaunchRequest, LaunchResponse};
 
 /// What the daemon calls the task file in its errors.
 const FIELD: &str = "task_file";
@@ -27,8 +28,20 @@ pub(super) fn run(args: &Launch) -> Result<u8, Failure> {
     let (source, name) = file::source(&args.file)?;
     let request = request(args, source, &name)?;
     let client = node::daemon(&args.daemon)?;
+    let mut request = Request::new(request);
+    let mut call = Call::begin("dewar.v1.RunnerService/Launch").unwrap_or_else(|error| {
+        tell!("dewar: launched without a trace: {}", escape(&chain(&error)));
+        Call::untraced()
+    });
+    call.tell(&mut request);
     let launched = client.block_on(client.runner().launch(request));
-    let launched = launched.map_err(|status| refused(status, &name))?.into_inner();
+    call.answered(&launched);
+    // The span is sent as `call` is dropped: whoever waits for the id has it by then.
+    told(args, launched.map_err(|status| refused(status, &name))?.into_inner())
+}
+
+/// Prints the id of the task, or all of it.
+fn told(args: &Launch, launched: LaunchResponse) -> Result<u8, Failure> {
     let task = launched.task.unwrap_or_default();
     if !launched.is_new {
         let id = words::name(&task.task_id);

@@ -5,6 +5,7 @@
 
 mod address;
 mod tls;
+mod trace;
 
 use std::error::Error;
 use std::io::{self, ErrorKind};
@@ -32,6 +33,7 @@ use crate::proto::{
 };
 
 pub use address::{Address, AddressError};
+pub use trace::Call;
 
 /// Most bytes of an answer: a task of very many runs is told in one.
 const MAX_ANSWER_BYTES: usize = 64 << 20;

@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::observe::Answers;
 use super::peer::Peer;
 use super::registry::is_terminal;
-use super::{Node, exec, launch, status, watch};
+use super::{Node, exec, launch, status, trace, watch};
 use crate::cgroup;
 use crate::control::{self, ControlError, Request as Order};
 use crate::proto::runner_service_server::RunnerService;
@@ -119,12 +119,17 @@ impl RunnerService for Control {
     ) -> Result<Response<LaunchResponse>, Status> {
         let peer = Peer::that_controls(&request)?;
         let node = self.node.clone();
+        let mut call = trace::Call::begin(node.traces.as_ref(), request.metadata());
         let request = request.into_inner();
         let answer = block(move || {
-            let (id, is_new) = launch::launch(&node, &peer, request)?;
-            tracing::info!(task = %id, uid = peer.user(), is_new, "launched");
-            let task = watch::view(&node.root, &id)?;
-            Ok(LaunchResponse { task: Some(task), is_new })
+            let launched =
+                launch::launch(&node, &peer, request, &mut call).and_then(|(id, is_new)| {
+                    tracing::info!(task = %id, uid = peer.user(), is_new, "launched");
+                    let task = watch::view(&node.root, &id)?;
+                    Ok((id, LaunchResponse { task: Some(task), is_new }))
+                });
+            call.answered(&node, &peer, &launched);
+            launched.map(|(_, answer)| answer)
         });
         answer.await.map(Response::new)
     }

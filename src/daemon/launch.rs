@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use tonic::Status;
 
 use super::peer::Peer;
+use super::trace::Call;
 use super::{Node, status};
 use crate::causes::chain;
 use crate::identity;
@@ -35,7 +36,9 @@ pub(super) fn launch(
     node: &Node,
     peer: &Peer,
     request: LaunchRequest,
+    call: &mut Call,
 ) -> Result<(TaskId, bool), Status> {
+    call.step("check");
     if !peer.is_admin && (request.chroot || request.sandbox.is_some() || request.log_dir.is_some())
     {
         let text = "chroot, sandbox and log_dir: only root and the daemon's group may choose them";
@@ -44,6 +47,7 @@ pub(super) fn launch(
     let caller = user_of(peer)?;
     let accepted = accepted(&request, &caller)?;
     let id = accepted.task_id.clone();
+    call.task(&id);
     // An id that is somebody else's is as good as any other that is taken; whose it is, is not told.
     if !peer.is_admin && node.registry.knows(&id) && node.registry.get(peer, &id).is_none() {
         let about = [("task_id", id.to_string())];
@@ -72,17 +76,24 @@ pub(super) fn launch(
     let launch =
         request::launch(&node.root, accepted, identity, options(request)?, containment, applied)
             .map_err(|error| status::of_request(&error))?;
-    start(node, &id, &launch)
+    start(node, &id, &launch, call)
 }
 
 /// Accepts the task, and sees that it has a runner.
-fn start(node: &Node, id: &TaskId, launch: &proto::Launch) -> Result<(TaskId, bool), Status> {
+fn start(
+    node: &Node,
+    id: &TaskId,
+    launch: &proto::Launch,
+    call: &mut Call,
+) -> Result<(TaskId, bool), Status> {
+    call.step("accept");
     let accepted =
         launch::accept(&node.root, id, launch).map_err(|error| status::of_launch(&error))?;
     if accepted == Accepted::Active {
         // It has a runner, or the thread that follows it sees to it.
         return Ok((id.clone(), false));
     }
+    call.step("start runner");
     let contained = launch.containment() == Containment::Cgroup;
     let base = node.base.as_ref().ok().filter(|_| contained);
     let started = launch::prepare_runner(&node.root, id, base, Console::Log)
@@ -92,6 +103,7 @@ fn start(node: &Node, id: &TaskId, launch: &proto::Launch) -> Result<(TaskId, bo
         .ok();
     if let Some(started) = &started {
         started.confirm();
+        call.step("await lead");
         launch::wait_for_lead(&started.nudges);
     }
     node.door.adopt(id.clone(), started.map(Into::into));

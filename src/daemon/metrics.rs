@@ -287,6 +287,13 @@ fn of_node(families: &mut Vec<MetricFamily>, node: &Node) {
     let ends = RUN_ENDS.map(|state| by_state(state.as_str_name(), runs_ended.get(&state)));
     let help = "Runs that ended since the daemon began, by state.";
     push(families, "dewar_runs_ended_total", help, MetricType::COUNTER, ends.into());
+    if let Some(traces) = &node.traces {
+        let (sent, dropped) = traces.counts();
+        let help = "Spans that a collector has taken.";
+        one(families, "dewar_trace_spans_sent_total", help, MetricType::COUNTER, sent as f64);
+        let help = "Spans that were dropped, as they could not be sent in time.";
+        one(families, "dewar_trace_spans_dropped_total", help, MetricType::COUNTER, dropped as f64);
+    }
     let interval = node.histories.interval().unwrap_or_default().as_secs_f64();
     let help = "Time between two samples of a task; 0: none is taken.";
     one(families, "dewar_sample_interval_seconds", help, MetricType::GAUGE, interval);

@@ -16,6 +16,7 @@
 //! | `sample.rs`, `history.rs`, `disk.rs` | what did tasks use of late, and what do their sandboxes take? |
 //! | `inside.rs` | what does the page ask for beside these? |
 //! | `metrics.rs` | what is told to Prometheus? |
+//! | `trace.rs` | what is told to OpenTelemetry of a Launch? |
 //! | `status.rs` | how is an error told? |
 #![allow(clippy::disallowed_methods, reason = "a server")]
 
@@ -39,6 +40,7 @@ mod sample;
 mod status;
 mod subject;
 mod tcp;
+mod trace;
 mod usage;
 mod watch;
 
@@ -63,6 +65,7 @@ use crate::proto::Timestamp;
 use crate::proto::observer_service_server::ObserverServiceServer;
 use crate::proto::runner_service_server::RunnerServiceServer;
 use crate::sys::{clock, init, limit, lock};
+use crate::trace::{TraceError, Traces};
 use crate::web;
 
 pub use exec::{ExecAnswers, exec_here};
@@ -135,6 +138,9 @@ pub enum ServeError {
     /// The page cannot be served as it is to be.
     #[error(transparent)]
     Web(#[from] web::ListenError),
+    /// The environment asks for traces that cannot be made.
+    #[error(transparent)]
+    Trace(#[from] TraceError),
     /// A call failed.
     #[error("{call}")]
     Sys {
@@ -174,6 +180,8 @@ pub(crate) struct Node {
     pub(crate) disk_entries: AtomicU64,
     /// Commands of Exec that run.
     pub(crate) commands: Counts,
+    /// Where traces go, if they are asked for.
+    pub(crate) traces: Option<Traces>,
     /// Becomes true once the daemon is to stop.
     pub(crate) stopping: cell::Receiver<bool>,
 }
@@ -210,6 +218,10 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
     let door = follower.door();
     let (watches, meters) = (Watches::new()?, usage::Meters::new(root.clone()));
     let commands = Counts::default();
+    let traces = {
+        let _within = runtime.enter();
+        Traces::of_environment("dewar")?
+    };
     let node = Node {
         root,
         registry,
@@ -222,6 +234,7 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
         histories: sample::Histories::new(sampling),
         disk_entries: AtomicU64::new(0),
         commands,
+        traces: traces.clone(),
         stopping,
     };
     let node = Arc::new(node);
@@ -252,6 +265,9 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
         read_again_when_asked(tls)?;
         run(node, incoming, stop).await
     });
+    if let Some(traces) = traces {
+        runtime.block_on(trace::finish(&traces));
+    }
     runtime.shutdown_timeout(Duration::from_secs(1));
     drop(keeper);
     drop(follower);

@@ -11,23 +11,25 @@ use regex_lite::Regex;
 use super::node::Node;
 use crate::support::{Output, skip};
 
-fn repository() -> &'static Path {
+pub(super) fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
 /// A file that `tests/clients/install` makes.
-fn installed(path: &str) -> PathBuf {
+pub(super) fn installed(path: &str) -> PathBuf {
     repository().join("target/clients").join(path)
 }
 
 /// Leaves a test whose client is not installed.
 macro_rules! need {
     ($path:expr) => {
-        if !installed($path).exists() {
+        if !$crate::daemon::clients::installed($path).exists() {
             skip!("target/clients/{} is not there: tests/clients/install", $path);
         }
     };
 }
+
+pub(super) use need;
 
 impl Node {
     /// The address, as all of gRPC's own libraries write it.

@@ -11,6 +11,7 @@ mod node;
 mod reading;
 mod tcp;
 mod top;
+mod traces;
 mod web;
 
 use dewar::proto::watch_tasks_response::Message;

@@ -23,6 +23,8 @@ pub(super) struct Node {
     pub(super) daemon: Child,
     channel: Option<Channel>,
     arguments: Vec<String>,
+    /// Of the daemon, beside ours.
+    environment: Vec<(String, String)>,
     pub(super) scene: Scene,
 }
 
@@ -42,10 +44,21 @@ impl Node {
     }
 
     pub(super) fn of(scene: Scene, arguments: &[&str]) -> Self {
-        let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
-        let daemon = serve(&scene, &arguments);
+        Self::of_environment(scene, arguments, &[])
+    }
+
+    /// With `environment` for the daemon.
+    pub(super) fn of_environment(
+        scene: Scene,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Self {
+        let arguments: Vec<_> = arguments.iter().map(|&argument| argument.to_owned()).collect();
+        let own = |&(name, value): &(&str, &str)| (name.to_owned(), value.to_owned());
+        let environment: Vec<_> = environment.iter().map(own).collect();
+        let daemon = serve(&scene, &arguments, &environment);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        Self { runtime, daemon, channel: None, arguments, scene }
+        Self { runtime, daemon, channel: None, arguments, environment, scene }
     }
 
     /// Path of the socket.
@@ -145,7 +158,7 @@ impl Node {
 
     /// Starts the daemon again.
     pub(super) fn serve_again(&mut self) {
-        self.daemon = serve(&self.scene, &self.arguments);
+        self.daemon = serve(&self.scene, &self.arguments, &self.environment);
     }
 }
 
@@ -161,7 +174,7 @@ impl Drop for Node {
 }
 
 /// Starts a daemon, and waits until it tells that it is ready (sd_notify(3)).
-fn serve(scene: &Scene, arguments: &Vec<String>) -> Child {
+fn serve(scene: &Scene, arguments: &[String], environment: &[(String, String)]) -> Child {
     let notify = scene.path("notify");
     let _ = std::fs::remove_file(&notify);
     let ready = UnixDatagram::bind(&notify).unwrap();
@@ -169,6 +182,7 @@ fn serve(scene: &Scene, arguments: &Vec<String>) -> Child {
     let log = File::options().create(true).append(true).open(scene.path("daemon.log")).unwrap();
     let mut command: Command = scene.command(["serve", "--root"]);
     command.arg(scene.root()).arg("--address").arg(scene.path("dewar.sock")).args(arguments);
+    command.envs(environment.iter().map(|(name, value)| (name, value)));
     command.env("NOTIFY_SOCKET", &notify).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
     let mut daemon = command.spawn().unwrap();
     let mut said = [0; 64];

@@ -26,10 +26,10 @@ use crate::support::{DEADLINE, p, task, wait_until};
 const EXPIRED: [&str; 4] = ["-startdate", "20200101000000Z", "-enddate", "20200102000000Z"];
 
 /// A CA of openssl's, in a directory of its own.
-struct Authority(PathBuf);
+pub(super) struct Authority(PathBuf);
 
 impl Authority {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self::called("the authority")
     }
 
@@ -59,7 +59,7 @@ impl Authority {
         authority
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 
@@ -93,7 +93,7 @@ impl Authority {
     }
 
     /// A certificate of a client.
-    fn client(&self, name: &str, subject: &str, names: &str) {
+    pub(super) fn client(&self, name: &str, subject: &str, names: &str) {
         self.certify(name, subject, names, "clientAuth", &[]);
     }
 
@@ -106,13 +106,13 @@ impl Authority {
         fs::read_to_string(self.path(name)).unwrap()
     }
 
-    fn identity(&self, name: &str) -> Identity {
+    pub(super) fn identity(&self, name: &str) -> Identity {
         let text = |kind: &str| self.text(&format!("{name}.{kind}"));
         Identity::from_pem(text("pem"), text("key"))
     }
 
     /// Arguments of a daemon that serves those whom this authority has certified.
-    fn arguments(&self) -> Vec<String> {
+    pub(super) fn arguments(&self) -> Vec<String> {
         let path = |name: &str| self.path(name).to_str().unwrap().to_owned();
         let arguments = [
             ("--tls-listen", "127.0.0.1:0".to_owned()),
@@ -134,7 +134,7 @@ impl Authority {
     }
 
     /// What a client needs that has `identity`, or none.
-    fn client_config(&self, identity: Option<Identity>) -> ClientTlsConfig {
+    pub(super) fn client_config(&self, identity: Option<Identity>) -> ClientTlsConfig {
         let ca = Certificate::from_pem(self.text("ca.pem"));
         let config = ClientTlsConfig::new().ca_certificate(ca).domain_name("localhost");
         identity.into_iter().fold(config, ClientTlsConfig::identity)
@@ -159,7 +159,7 @@ fn address(node: &Node) -> SocketAddr {
 }
 
 /// A connection with `config`, made once it is used.
-fn channel(node: &Node, config: ClientTlsConfig) -> Channel {
+pub(super) fn channel(node: &Node, config: ClientTlsConfig) -> Channel {
     let _inside = node.runtime.enter();
     let endpoint = Endpoint::from_shared(format!("https://{}", address(node))).unwrap();
     endpoint.tls_config(config).unwrap().timeout(DEADLINE).connect_lazy()

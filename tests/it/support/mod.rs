@@ -15,6 +15,7 @@ use std::time::Duration;
 pub(crate) use disk::Disk;
 pub(crate) use follow::{Finished, Following};
 pub(crate) use gate::Gate;
+pub(crate) use lines::Lines;
 pub(crate) use process::{Pid, is_alive};
 pub(crate) use scene::{DEWAR, Output, Scene};
 pub(crate) use task::{Process, Task, p, task};

@@ -25,7 +25,7 @@ macro_rules! need_prometheus {
 impl Node {
     /// The metrics.
     #[track_caller]
-    pub(super) fn metrics(&self) -> String {
+    pub(in crate::daemon) fn metrics(&self) -> String {
         let answer = self.found("/metrics");
         assert_eq!(answer.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
         answer.text()
@@ -54,7 +54,7 @@ impl Node {
 }
 
 /// The value of a series, as it is written.
-pub(super) fn value<'a>(metrics: &'a str, series: &str) -> Option<&'a str> {
+pub(in crate::daemon) fn value<'a>(metrics: &'a str, series: &str) -> Option<&'a str> {
     metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '))
 }
 

@@ -3,7 +3,7 @@
 mod attacks;
 mod disk;
 mod http;
-mod metrics;
+pub(super) mod metrics;
 
 use std::fs;
 use std::time::Instant;
