@@ -214,10 +214,16 @@ impl Tree {
             }
             // By now it is gone, or something else.
             Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => {}
-            Err(Errno::EXDEV) => visitor.missed(spot, Miss::Mount),
+            Err(Errno::EXDEV) if self.is_mount(&name) => visitor.missed(spot, Miss::Mount),
+            // It was moved out of here while it was opened: the kernel looks at that once more at the end (openat2(2), RESOLVE_BENEATH).
+            Err(Errno::EXDEV) => {}
             Err(errno) => visitor.missed(spot, Miss::Failed(errno)),
         }
         1
+    }
+
+    fn is_mount(&self, name: &CStr) -> bool {
+        dir::stat(self.here.as_fd(), name).is_ok_and(|stat| stat.mount != self.mount)
     }
 
     /// Goes up from the directory that the walk is in. Returns how many directories it took.
