@@ -106,6 +106,7 @@ const NOT_IN_A_GUEST: &[&str] = &[
     "daemon::health::",
     "daemon::reading::five_hundred_followers_that_do_not_read_hold_up_nobody",
     "daemon::tcp::",
+    "daemon::traces::",
     "daemon::web::attacks::",
     "daemon::web::logs_and_files_are_read_piece_by_piece",
     "daemon::web::metrics::",
