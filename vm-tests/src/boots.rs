@@ -103,6 +103,7 @@ const NOT_IN_A_GUEST: &[&str] = &[
     // Connections, clients that are not ours, certificates: nothing of a cgroup is in the answers.
     "daemon::attacks::",
     "daemon::client",
+    "daemon::gc::",
     "daemon::health::",
     "daemon::reading::five_hundred_followers_that_do_not_read_hold_up_nobody",
     "daemon::tcp::",
@@ -111,8 +112,14 @@ const NOT_IN_A_GUEST: &[&str] = &[
     "daemon::web::logs_and_files_are_read_piece_by_piece",
     "daemon::web::metrics::",
     "daemon::web::of_ten_thousand_tasks_a_page_shows_some_at_once",
+    "daemon::web::disk::",
     "daemon::web::tasks_are_searched_and_told_by_state",
     "daemon::web::the_page_can_be_off_and_is_refused_where_it_cannot_be",
+    // They wait, or move much, or look at no cgroup.
+    "daemon::exec::much_goes_through_both_ways",
+    "daemon::history::a_sandbox_that_cannot_be_measured_keeps_no_other_from_it",
+    "daemon::the_short_tasks_of_others_get_no_runner_from_the_daemon",
+    "pause::a_runner_that_is_stopped_is_told_of_after_a_while",
     // They need Perl.
     "exec::a_task_sees_nothing_of_the_program_that_runs_a_command_in_it",
     "exec::a_task_that_runs_our_program_as_a_command_cannot_change_it",
