@@ -28,6 +28,19 @@ impl Extent {
     }
 }
 
+/// The file that costs the most by far: the kernel adds up some fifty figures of all CPUs, and writes them down.
+pub(super) const STAT: &str = "memory.stat";
+
+/// Takes what is from [`STAT`] over from another sample.
+pub(super) fn take_stat_over(from: &Sample, to: &mut Sample) {
+    let Some(from) = from.memory else { return };
+    let to = memory(to);
+    to.anon_bytes = from.anon_bytes;
+    to.file_bytes = from.file_bytes;
+    to.kernel_bytes = from.kernel_bytes;
+    to.inactive_file_bytes = from.inactive_file_bytes;
+}
+
 /// How many of [`FILES`], from the first on, make what a history keeps.
 const KEPT: usize = 11;
 
@@ -36,7 +49,7 @@ pub(super) const FILES: [File; 18] = [
     ("cpu.stat", cpu_stat),
     ("memory.current", |to, text| memory(to).current_bytes = number(text)),
     ("memory.peak", |to, text| memory(to).peak_bytes = number(text)),
-    ("memory.stat", memory_stat),
+    (STAT, memory_stat),
     ("memory.swap.current", |to, text| memory(to).swap_bytes = number(text)),
     ("memory.events", |to, text| memory(to).events = Some(memory_events(text))),
     ("io.stat", |to, text| to.io = Some(io_usage(text))),
@@ -210,6 +223,17 @@ pub(crate) mod tests {
                 }
             })
         );
+    }
+
+    #[test]
+    fn what_is_taken_over_is_all_that_the_file_has() {
+        let texts: Vec<_> = CONTENT.into_iter().filter(|(name, _)| *name != STAT).collect();
+        let mut without = sample(&texts);
+
+        take_stat_over(&whole(Extent::All), &mut without);
+        finish(&mut without);
+
+        assert_eq!(without, whole(Extent::All));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::fstat;
 
 use super::Buffer;
-use super::files::{Extent, FILES, finish};
+use super::files::{Extent, FILES, STAT, finish, take_stat_over};
 use crate::cgroup::dir::Dir;
 use crate::cgroup::task::leaf_name;
 use crate::cgroup::{CgroupError, TaskCgroup};
@@ -41,7 +41,12 @@ struct Open {
     /// Which of the files were looked for.
     extent: Extent,
     files: [Option<OwnedFd>; FILES.len()],
+    /// Time, CPU and memory of the last sample for which all of them were read.
+    whole: Option<Sample>,
 }
+
+/// Time after which [`STAT`] is read again of a cgroup that stands still.
+const STILL: u64 = 60_000_000_000;
 
 impl Sampler {
     /// Most descriptors that a sampler keeps open, besides that of the directory above.
@@ -88,7 +93,7 @@ impl Sampler {
     pub fn sample(&mut self, extent: Extent) -> Result<Option<Sample>, CgroupError> {
         // The second try is for a cgroup that was removed meanwhile, and perhaps made again.
         for _ in 0..2 {
-            let open = match self.open.take().filter(|open| open.extent >= extent) {
+            let mut open = match self.open.take().filter(|open| open.extent >= extent) {
                 Some(open) => open,
                 None => match Open::new(&self.parent, &self.name, extent)? {
                     Some(open) => open,
@@ -136,10 +141,12 @@ impl Open {
                 Err(_) => None,
             };
         }
-        Ok(Some(Self { id, extent, files }))
+        Ok(Some(Self { id, extent, files, whole: None }))
     }
 
-    fn read(&self, extent: Extent) -> Result<Sample, Gone> {
+    /// Reads its files. For a history [`STAT`], which costs more than all others together, is read of a cgroup that stands still once
+    /// a minute: only the kernel's own ageing of pages can have changed what is in it.
+    fn read(&mut self, extent: Extent) -> Result<Sample, Gone> {
         let now = clock::now();
         let mut sample = Sample {
             time: Some(crate::proto::Timestamp::from_unix_nanos(now.wall)),
@@ -148,8 +155,17 @@ impl Open {
             ..Sample::default()
         };
         let mut buffer = Buffer::new();
-        for ((_, take), file) in extent.files().iter().zip(&self.files) {
+        let mut is_whole = true;
+        for ((name, take), file) in extent.files().iter().zip(&self.files) {
             let Some(file) = file else { continue };
+            if *name == STAT && extent == Extent::Kept {
+                let before = self.whole.as_ref();
+                if let Some(before) = before.filter(|before| stands_still(before, &sample)) {
+                    take_stat_over(before, &mut sample);
+                    is_whole = false;
+                    continue;
+                }
+            }
             match buffer.read(file.as_fd()) {
                 Ok(text) => take(&mut sample, text),
                 Err(Errno::ENODEV) => return Err(Gone),
@@ -157,8 +173,24 @@ impl Open {
             }
         }
         finish(&mut sample);
+        if is_whole {
+            let (boot_nanos, cpu, memory) = (sample.boot_nanos, sample.cpu, sample.memory);
+            self.whole = Some(Sample { boot_nanos, cpu, memory, ..Sample::default() });
+        }
         Ok(sample)
     }
+}
+
+/// Whether nothing has run and no memory was charged or given back since `before`, which is not long ago. `now` has as much of the sample
+/// as tells that.
+fn stands_still(before: &Sample, now: &Sample) -> bool {
+    let cpu = |sample: &Sample| sample.cpu.and_then(|cpu| cpu.time);
+    let charged = |sample: &Sample| sample.memory.and_then(|memory| memory.current_bytes);
+    now.boot_nanos.saturating_sub(before.boot_nanos) < STILL
+        && cpu(now).is_some()
+        && cpu(before) == cpu(now)
+        && charged(now).is_some()
+        && charged(before) == charged(now)
 }
 
 /// Name of the block device `number`, such as `254:0`, as sysfs(5) has it.
@@ -240,6 +272,25 @@ mod tests {
         assert!(new.is_new_cgroup && new.cgroup_id != old.cgroup_id);
         assert_eq!(micros(&new), 0);
         assert_eq!((next.is_new_cgroup, next.cgroup_id), (false, new.cgroup_id));
+    }
+
+    #[test]
+    fn memory_is_looked_into_when_something_ran_or_was_charged_and_else_once_a_minute() {
+        let sample = |seconds: u64, cpu: Option<u64>, charged: Option<u64>| {
+            let time = cpu.map(|millis| std::time::Duration::from_millis(millis).into());
+            let cpu = Some(crate::proto::CpuUsage { time, ..Default::default() });
+            let memory = crate::proto::MemoryUsage { current_bytes: charged, ..Default::default() };
+            let boot_nanos = seconds * 1_000_000_000;
+            Sample { boot_nanos, cpu, memory: Some(memory), ..Sample::default() }
+        };
+        let before = sample(100, Some(5), Some(4096));
+        let still = |seconds, cpu, charged| stands_still(&before, &sample(seconds, cpu, charged));
+
+        assert!(still(101, Some(5), Some(4096)) && still(159, Some(5), Some(4096)));
+        assert!(!still(160, Some(5), Some(4096)), "a minute");
+        assert!(!still(101, Some(6), Some(4096)), "something ran");
+        assert!(!still(101, Some(5), Some(8192)), "something was charged");
+        assert!(!still(101, None, Some(4096)) && !still(101, Some(5), None), "not known");
     }
 
     /// What was removed and made again between two samples is also noticed if it was gone in one.

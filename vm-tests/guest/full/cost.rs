@@ -46,3 +46,37 @@ fn a_sample_costs_the_same_for_few_processes_and_for_many() {
     println!("5 processes: {few:?}, 150: {many:?}");
     assert!(many < few * 3, "{few:?} for 5 processes, {many:?} for 150");
 }
+
+/// For a history a file is passed over while a task stands still: what is kept is what there is all the same.
+#[test]
+fn what_a_history_keeps_of_memory_is_what_there_is() {
+    let scene = Scene::new();
+    let (small, grow) = (scene.gate("small"), scene.gate("grow"));
+    let (large, hold) = (scene.gate("large"), scene.gate("hold"));
+    let takes = "x=$(head -c 8000000 /dev/zero | tr '\\0' x)";
+    let cmdline =
+        format!("{}; {}; {takes}; {}; {}", small.tell(), grow.hold(), large.tell(), hold.hold());
+    let running = scene.spawn(&task([p("a", cmdline)]));
+    let id = TaskId::new(scene.id()).unwrap();
+    small.wait();
+    let path = scene.cgroup().unwrap();
+    let cgroup = TaskCgroup::open_existing(Path::new(&path), &id).unwrap().unwrap();
+    let [mut kept, mut all] = [(); 2].map(|()| Sampler::of_task(&cgroup).unwrap());
+    let parts = |sampler: &mut Sampler, extent| {
+        let memory = sampler.sample(extent).unwrap().unwrap().memory.unwrap();
+        [memory.anon_bytes, memory.file_bytes, memory.working_set_bytes].map(Option::unwrap)
+    };
+
+    let before = [(); 3].map(|()| parts(&mut kept, Extent::Kept));
+    grow.open();
+    large.wait();
+    let after = [(); 3].map(|()| parts(&mut kept, Extent::Kept));
+    let whole = parts(&mut all, Extent::All);
+
+    assert!(after[0][0] > before[2][0] + (7 << 20), "{before:?} {after:?}");
+    // The kernel counts in batches.
+    let is_near = |(a, b): (&u64, &u64)| a.abs_diff(*b) < 1 << 20;
+    assert!(after[2].iter().zip(&whole).all(is_near), "{after:?} {whole:?}");
+    hold.open();
+    running.finish().assert("SUCCESS", &[("a", "S")]);
+}
