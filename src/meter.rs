@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::cgroup::{CgroupError, Extent, Sampler, TaskCgroup};
+use crate::cgroup::{CgroupError, Extent, STILL, Sampler, TaskCgroup};
 use crate::checkpoint::{IoError, ReadError, Root};
 use crate::observe::{ObserveError, Observed};
 use crate::proto::{Launch, ProcessUsage, Sample, TaskState, TaskUsage, Timestamp};
@@ -59,9 +59,6 @@ impl Detail {
         }
     }
 }
-
-/// Time after which the processes of a task that does nothing are read again.
-const STILL: Duration = Duration::from_secs(60);
 
 /// The usage of one task.
 #[derive(Debug)]

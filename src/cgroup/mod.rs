@@ -66,6 +66,7 @@ pub use group::Cgroup;
 pub use limits::{Applied, Rounded, Shortage, Unenforceable, all_unenforceable};
 pub use stuck::unkillable;
 pub use task::{Leaf, TaskCgroup};
+pub(crate) use usage::STILL;
 #[cfg(test)]
 pub(crate) use usage::content;
 pub use usage::{Extent, Sampler};

@@ -21,9 +21,13 @@ pub use sampler::Sampler;
 pub(super) use parse::{keyed, number};
 
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::uio::pread;
+
+/// Time after which what stands still is looked into again for a history.
+pub(crate) const STILL: Duration = Duration::from_secs(60);
 
 /// Bytes that hold any of the files on most machines.
 const FILE_BYTES: usize = 8 << 10;

@@ -5,13 +5,14 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::fstat;
 
-use super::Buffer;
 use super::files::{Extent, FILES, STAT, finish, take_stat_over};
+use super::{Buffer, STILL};
 use crate::cgroup::dir::Dir;
 use crate::cgroup::task::leaf_name;
 use crate::cgroup::{CgroupError, TaskCgroup};
@@ -44,9 +45,6 @@ struct Open {
     /// Time, CPU and memory of the last sample for which all of them were read.
     whole: Option<Sample>,
 }
-
-/// Time after which [`STAT`] is read again of a cgroup that stands still.
-const STILL: u64 = 60_000_000_000;
 
 impl Sampler {
     /// Most descriptors that a sampler keeps open, besides that of the directory above.
@@ -158,7 +156,7 @@ impl Open {
         let mut is_whole = true;
         for ((name, take), file) in extent.files().iter().zip(&self.files) {
             let Some(file) = file else { continue };
-            if *name == STAT && extent == Extent::Kept {
+            if extent == Extent::Kept && *name == STAT {
                 let before = self.whole.as_ref();
                 if let Some(before) = before.filter(|before| stands_still(before, &sample)) {
                     take_stat_over(before, &mut sample);
@@ -186,7 +184,7 @@ impl Open {
 fn stands_still(before: &Sample, now: &Sample) -> bool {
     let cpu = |sample: &Sample| sample.cpu.and_then(|cpu| cpu.time);
     let charged = |sample: &Sample| sample.memory.and_then(|memory| memory.current_bytes);
-    now.boot_nanos.saturating_sub(before.boot_nanos) < STILL
+    Duration::from_nanos(now.boot_nanos.saturating_sub(before.boot_nanos)) < STILL
         && cpu(now).is_some()
         && cpu(before) == cpu(now)
         && charged(now).is_some()
@@ -277,7 +275,7 @@ mod tests {
     #[test]
     fn memory_is_looked_into_when_something_ran_or_was_charged_and_else_once_a_minute() {
         let sample = |seconds: u64, cpu: Option<u64>, charged: Option<u64>| {
-            let time = cpu.map(|millis| std::time::Duration::from_millis(millis).into());
+            let time = cpu.map(|millis| Duration::from_millis(millis).into());
             let cpu = Some(crate::proto::CpuUsage { time, ..Default::default() });
             let memory = crate::proto::MemoryUsage { current_bytes: charged, ..Default::default() };
             let boot_nanos = seconds * 1_000_000_000;
