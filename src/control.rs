@@ -187,7 +187,10 @@ fn ask(
     let failed = |error| ControlError::Io { task: task.clone(), error };
     let bytes = ControlRequest { request: Some(request) }.encode_to_vec();
     let (ours, theirs) = socket::pair().map_err(failed)?;
-    let (_dir, path) = short(&root.control(task)).map_err(|errno| failed(errno.into()))?;
+    let (_dir, path) = short(&root.control(task)).map_err(|errno| match errno {
+        Errno::ENOENT => ControlError::Absent(task.clone()),
+        errno => failed(errno.into()),
+    })?;
     let send = |by| socket::send_to(&path, &bytes, theirs.as_fd(), by, PATIENCE);
     let sent = match send(by) {
         // Only root may speak for others; the runner then records us.

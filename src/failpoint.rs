@@ -35,13 +35,13 @@ failpoints! {
     AcceptStream = "accept::stream",
     /// The stream is there and locked; the launch is about to be written to it.
     AcceptHeader = "accept::header",
-    /// The launch is on disk; the task is not accepted.
-    AcceptSynced = "accept::synced",
-    /// The task is active; no runner may begin, and its entry is perhaps not on disk.
+    /// The launch is written; the task is not accepted.
+    AcceptWritten = "accept::written",
+    /// The task is active; no runner may begin, and nothing of it is known to be on disk.
     AcceptAccepted = "accept::accepted",
-    /// Its runner may begin; its entry is about to be synced.
+    /// Its runner may begin; all of it is about to be synced.
     AcceptBegun = "accept::begun",
-    /// Its entry is on disk; nobody was told.
+    /// It is on disk; nobody was told.
     AcceptDurable = "accept::durable",
     /// The runner holds the lock and has replayed its stream.
     RunnerReplayed = "runner::replayed",
@@ -51,8 +51,8 @@ failpoints! {
     RunnerContained = "runner::contained",
     /// Live runs of an earlier runner are about to be attached.
     RunnerAttaching = "runner::attaching",
-    /// Something that must last is about to be recorded, and nobody has said that the task's entry is on disk: it is about to be
-    /// synced.
+    /// Something that must last is about to be recorded, and nobody has said that the acceptance of the task is on disk: it is
+    /// about to be synced.
     RunnerAcceptance = "runner::acceptance",
     /// Records are about to be written.
     RunnerFlush = "runner::flush",

@@ -115,21 +115,30 @@ pub enum Accepted {
     Active,
 }
 
-/// Accepts a task: its header and its file are on disk when this returns.
+/// Accepts a task: it is on disk when this returns.
 ///
 /// The file in `tasks/active` is the acceptance. A crash before leaves a stream that belongs to no task; the next try for
 /// the same id replaces it. Whoever accepts holds the lock of the stream until the file is there.
 ///
 /// # Errors
 ///
-/// [`LaunchError`]; the task is not accepted then.
+/// [`LaunchError`]; but for [`LaunchError::Uncertain`] the task is not accepted then.
 pub fn accept(root: &Root, task: &TaskId, launch: &Launch) -> Result<Accepted, LaunchError> {
-    accept_while(root, task, launch, Ok)
+    let accepted = accept_while(root, task, launch, Ok);
+    if let Err(LaunchError::Uncertain { error, .. }) = accepted {
+        let _turn = Turn::wait(root.runner(task));
+        // Unless somebody else has let it begin, it is as if it had never been.
+        return Err(match take_back(root, task, LAUNCHED) {
+            Ok(true) => error.into(),
+            _ => LaunchError::Uncertain { task: task.clone(), error },
+        });
+    }
+    accepted
 }
 
-/// Accepts a task, and lets its runner begin while the last of it, that it is active, goes to the disk.
+/// Accepts a task, and lets its runner begin while that goes to the disk.
 ///
-/// `begin` is called once all else is on disk, with what became of the task. Nobody is to be told before this returns; the
+/// `begin` is called once the task is active, with what became of it. Nobody is to be told before this returns; the
 /// runner for its part records nothing that must last before it knows that the acceptance does ([`Started::confirm`]).
 ///
 /// # Errors
@@ -167,13 +176,64 @@ fn accept_while<T>(
     let path = root.tasks(Place::Active);
     hit(Failpoint::AcceptBegun)
         .map_err(|source| IoError { call: "fsync", path, source })
-        .and_then(|()| tasks::sync_active(root))
+        .and_then(|()| tasks::make_durable(root, task, || sync_stream(root, task)))
         .map_err(|error| LaunchError::Uncertain { task: task.clone(), error })?;
     let _ = hit(Failpoint::AcceptDurable);
     begun
 }
 
-/// Makes a task active, or finds it so: of one that is new all is on disk then but that it is active.
+fn sync_stream(root: &Root, task: &TaskId) -> Result<(), IoError> {
+    match Reader::open(root, &Identity::runner(task.clone())) {
+        Ok(reader) => reader.sync(),
+        Err(ReadError::Io(error)) => Err(error),
+        Err(error) => {
+            Err(IoError { call: "open", path: root.runner(task), source: io::Error::other(error) })
+        }
+    }
+}
+
+/// Records of a task that nobody has let begin: its launch.
+const LAUNCHED: usize = 1;
+
+/// Takes back a task of which a power cut has left no more than that it is active, and says whether that was so: nobody was
+/// told of it.
+///
+/// # Errors
+///
+/// [`LaunchError`].
+pub fn take_back_hollow(root: &Root, task: &TaskId) -> Result<bool, LaunchError> {
+    let _turn = Turn::wait(root.runner(task));
+    take_back(root, task, 0)
+}
+
+/// Takes back a task that nobody was told of, unless it has more than `most` records, or somebody leads it.
+fn take_back(root: &Root, task: &TaskId, most: usize) -> Result<bool, LaunchError> {
+    let may_go = || match tasks::is_sealed(root, task) {
+        Err(error) if error.is_missing() => Ok(false),
+        sealed => sealed.map(|sealed| !sealed),
+    };
+    if !may_go()? {
+        return Ok(false);
+    }
+    root.create_checkpoint(task)?;
+    let mut stream = match Recovery::open_or_create(root, Identity::runner(task.clone())) {
+        Err(OpenError::Held { .. } | OpenError::Removed { .. }) => return Ok(false),
+        stream => stream?,
+    };
+    for _ in 0..most {
+        stream.next_record()?;
+    }
+    // Before it was locked, somebody may have gone on with it.
+    if stream.next_record()?.is_some() || !may_go()? {
+        return Ok(false);
+    }
+    tasks::take_back(root, task)?;
+    // Nobody is hindered by a stream of no task, but it takes space.
+    let _ = std::fs::remove_file(root.runner(task));
+    Ok(true)
+}
+
+/// Makes a task active, or finds it so: one that is new is not on disk then, and one that was active is.
 fn accept_undurably(root: &Root, task: &TaskId, launch: &Launch) -> Result<Accepted, LaunchError> {
     root.create()?;
     if let Some(accepted) = known(root, task, launch)? {
@@ -258,14 +318,9 @@ fn write(
     writer.append(Kind::Launch(launch.clone()), at)?;
     // A full disk is found here, before any of it is waited for.
     writer.flush()?;
-    let mut content = serde_json::to_vec(launch).expect("a message without maps of odd keys");
-    content.push(b'\n');
-    let stream = || writer.sync().map_err(LaunchError::from);
-    let directory = || {
-        root.sync_checkpoint(task)?;
-        pass(root, task, Failpoint::AcceptSynced)
-    };
-    tasks::accept(root, task, &content, stream, directory)
+    pass(root, task, Failpoint::AcceptWritten)?;
+    let content = serde_json::to_vec(launch).expect("a message without maps of odd keys");
+    Ok(tasks::accept(root, task, &content)?)
 }
 
 /// The stream of a task that is not accepted yet, locked; `None` if the id is somebody else's by now.
@@ -322,13 +377,20 @@ fn known(root: &Root, task: &TaskId, launch: &Launch) -> Result<Option<Accepted>
     if !root.task(Place::Active, task).exists() {
         return Ok(None);
     }
-    let mut reader = Reader::open(root, &Identity::runner(task.clone()))?;
-    let active = header_of(&mut reader, task)?;
+    let read = Reader::open(root, &Identity::runner(task.clone())).map_err(LaunchError::from);
+    let read = read.and_then(|mut reader| Ok((header_of(&mut reader, task)?, reader)));
+    let (active, reader) = match read {
+        Err(LaunchError::Read(ReadError::Missing { .. }) | LaunchError::Unknown(_))
+            if take_back(root, task, 0)? =>
+        {
+            return Ok(None);
+        }
+        read => read?,
+    };
     match difference(&active, launch) {
         None => {
             // Who accepted it may have been stopped before the sync, and nobody is told what is not on disk.
-            reader.sync()?;
-            tasks::sync_active(root)?;
+            tasks::make_durable(root, task, || reader.sync())?;
             Ok(Some(Accepted::Active))
         }
         Some((field, active, asked)) => {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::causes::chain;
 use crate::cgroup::{Cgroup, TaskCgroup};
 use crate::checkpoint::paths::Place;
-use crate::checkpoint::{Identity, IoError, ReadError, Reader, Root, Tail, lock};
+use crate::checkpoint::{Identity, IoError, ReadError, Reader, Root, Tail, lock, tasks};
 use crate::proto::{self, Launch, Record, TaskView};
 use crate::state::{RecordError, must_last};
 use crate::task::TaskId;
@@ -204,10 +204,10 @@ pub struct Sight {
 pub fn look(root: &Root, id: &TaskId, place: Place) -> Result<Sight, ObserveError> {
     let observed = match find(root, id, place)? {
         Found::Begun(observed) => observed,
-        Found::Unbegun(launch) => return Ok(unbegun(id, launch)),
+        Found::Unbegun(launch) => return Ok(unbegun(root, id, launch)),
         Found::Damaged(read, error) => return Ok(damaged(id, read.as_deref(), &error)),
     };
-    let Some(replay) = observed.replay() else { return Ok(unbegun(id, None)) };
+    let Some(replay) = observed.replay() else { return Ok(unbegun(root, id, None)) };
     let ended = replay.state().phase().is_some_and(|phase| phase.is_terminal());
     let runner = if ended { None } else { runner_pid(root, id)? };
     let lost_limits = if ended { Vec::new() } else { lost_limits(id, replay) };
@@ -298,13 +298,18 @@ pub fn runner_pid(root: &Root, id: &TaskId) -> Result<Option<i32>, IoError> {
     Ok(holder.and_then(|holder| holder.pid))
 }
 
-fn unbegun(id: &TaskId, launch: Option<Box<Launch>>) -> Sight {
+fn unbegun(root: &Root, id: &TaskId, launch: Option<Box<Launch>>) -> Sight {
     let accepted = launch.as_ref().map_or(0, |launch| launch.accepted_unix_nanos);
     let known = launch.and_then(|launch| Replay::accepted(*launch).ok());
+    let detail = match tasks::is_sealed(root, id) {
+        // The next runner or launch takes it back.
+        Ok(false) => "a power cut came before anybody was told that it was accepted",
+        _ => "accepted, and not begun",
+    };
     let view = TaskView {
         task_id: id.to_string(),
         state: proto::TaskState::Active.into(),
-        detail: Some("accepted, and not begun".to_owned()),
+        detail: Some(detail.to_owned()),
         ..known.map(|replay| replay.view(None)).unwrap_or_default()
     };
     Sight { view, accepted }
@@ -321,8 +326,8 @@ pub(crate) mod tests {
     use std::fs;
 
     use super::*;
-    use crate::checkpoint::testing::accept;
-    use crate::checkpoint::{Instant, Writer, tasks};
+    use crate::checkpoint::tasks::{self, accept};
+    use crate::checkpoint::{Instant, Writer};
     use crate::proto::TaskState;
     use crate::proto::record::Kind;
     use crate::state::{Event, Phase};
@@ -483,7 +488,13 @@ pub(crate) mod tests {
 
         assert_eq!((sight.view.state(), sight.accepted), (TaskState::Active, 7));
         assert_eq!((sight.view.name.as_str(), sight.view.processes.len()), ("web", 1));
-        assert_eq!(sight.view.detail.as_deref(), Some("accepted, and not begun"));
+        let cut = "a power cut came before anybody was told that it was accepted";
+        assert_eq!(sight.view.detail.as_deref(), Some(cut));
+
+        node.root.create_checkpoint(&task).unwrap();
+        tasks::make_durable(&node.root, &task, || Ok(())).unwrap();
+        let view = node.look(&task, Place::Active);
+        assert_eq!(view.detail.as_deref(), Some("accepted, and not begun"));
     }
 
     /// S29: whether or not its writer lives, a torn record is not there yet.

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use crate::cgroup::{self, Base, FindError};
-use crate::checkpoint::{IoError, Root};
+use crate::checkpoint::{IoError, ReadError, Root};
 use crate::control::{self, ControlError, Request};
 use crate::launch::{self, Console, LaunchError, Started, Waiting};
 use crate::observe::{self, ObserveError, Observed};
@@ -171,9 +171,16 @@ impl Reach<'_> {
 
     /// Starts a runner, in the base that the task was run in before; it waits for the word to go.
     fn prepare(&self, id: &TaskId, console: Console) -> Result<Waiting, ReachError> {
-        let mut observed = Observed::open(self.root, id)?;
-        observed.advance(|_, _| {})?;
-        let Some(replay) = observed.replay() else {
+        let observed = match Observed::open(self.root, id) {
+            Err(ObserveError::Read(ReadError::Missing { .. })) => None,
+            observed => {
+                let mut observed = observed?;
+                observed.advance(|_, _| {})?;
+                Some(observed)
+            }
+        };
+        let Some(replay) = observed.as_ref().and_then(Observed::replay) else {
+            launch::take_back_hollow(self.root, id)?;
             return Err(LaunchError::Unknown(id.clone()).into());
         };
         let cgroup = replay.state().leader().and_then(|leader| leader.cgroup.as_deref());

@@ -33,6 +33,11 @@ impl IoError {
     pub fn is_missing(&self) -> bool {
         self.source.kind() == io::ErrorKind::NotFound
     }
+
+    /// Whether it is a sync that failed. The kernel drops what it could not write, and reports success from then on.
+    pub fn is_of_sync(&self) -> bool {
+        matches!(self.call, "fsync" | "fdatasync")
+    }
 }
 
 /// Why a stream was not opened.

@@ -104,8 +104,7 @@ impl Root {
         Ok(())
     }
 
-    /// Makes the directory of a task's streams. Its entry is durable after [`Root::sync_checkpoint`], which
-    /// comes once a stream is there: each sync costs a flush of the disk.
+    /// Makes the directory of a task's streams. Its entry is durable after [`make_durable`](super::tasks::make_durable).
     ///
     /// # Errors
     ///
@@ -114,15 +113,6 @@ impl Root {
         let path = self.checkpoint(task);
         make_entry(&path, PRIVATE)?;
         check(&path)
-    }
-
-    /// Makes the entry of the directory of a task's streams durable.
-    ///
-    /// # Errors
-    ///
-    /// [`IoError`].
-    pub fn sync_checkpoint(&self, task: &TaskId) -> Result<(), IoError> {
-        sync_entry(&self.checkpoint(task))
     }
 
     /// The root itself, absolute.

@@ -3,11 +3,10 @@
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
-use super::file::{self, IoError, sync_dir};
+use super::file::{self, IoError, sync_entry};
 use super::paths::{Place, Root};
 use crate::sys::lock::{self, LockError};
 use crate::task::TaskId;
@@ -29,83 +28,106 @@ pub enum AcceptError {
     Io(#[from] IoError),
 }
 
-/// Writes the accepted task `content`, so that it is there whole, or not at all. It is durable after [`sync_active`], and
-/// nobody is told of it before.
-///
-/// `first`, and then `second`, make durable what must be so before the task is accepted. Where the disk takes its time over the first, the
-/// second goes on beside the sync of the content. An error of any of them is the answer, and the task is not accepted.
+/// Last byte of the file of a task whose acceptance is on disk, with all that it rests on. The JSON before it never ends so.
+const SEAL: u8 = b'\n';
+
+/// Writes the accepted task `content`, so that whoever looks finds it whole, or not at all. It is durable after
+/// [`make_durable`], and nobody is told of it before.
 ///
 /// A task of the same id is never written over, whoever tries at the same time. A crash can leave a hidden file, which
 /// is no task, and which the next try for the same id uses up.
 ///
 /// # Errors
 ///
-/// Those of `first` and `second`; [`AcceptError`].
-pub fn accept<E: From<AcceptError> + Send>(
-    root: &Root,
-    id: &TaskId,
-    content: &[u8],
-    first: impl FnOnce() -> Result<(), E>,
-    second: impl FnOnce() -> Result<(), E> + Send,
-) -> Result<(), E> {
-    let dir = root.tasks(Place::Active);
-    let hidden = Hidden::take(&dir, id)?;
-    let accepted = refuse_known(root, id).map_err(E::from).and_then(|()| {
-        hidden.write(content).map_err(AcceptError::from)?;
-        let begun = Instant::now();
-        first()?;
-        let sync = || hidden.sync().map_err(|error| AcceptError::from(error).into());
-        match begun.elapsed() < WORTH_A_THREAD {
-            true => second().and_then(|()| sync())?,
-            false => together(second, sync)?,
-        }
-        Ok(hidden.publish(&root.task(Place::Active, id)).map_err(AcceptError::from)?)
+/// [`AcceptError`].
+pub fn accept(root: &Root, id: &TaskId, content: &[u8]) -> Result<(), AcceptError> {
+    let hidden = Hidden::take(&root.tasks(Place::Active), id)?;
+    let accepted = refuse_known(root, id).and_then(|()| {
+        hidden.write(content)?;
+        Ok(hidden.publish(&root.task(Place::Active, id))?)
     });
     // One that is left is no task, and is used up by the next try for the id.
     let _ = fs::remove_file(&hidden.path);
     accepted
 }
 
-/// What a sync takes on a disk where it is worth a thread to have two at the same time: several times what it takes to start one.
-const WORTH_A_THREAD: Duration = Duration::from_millis(1);
-
-/// Makes durable that the tasks are active that are so.
+/// Makes durable that a task is active, and all that this rests on: its stream, by `stream`, and the entries that lead to both.
+/// Then seals it.
+///
+/// A task that is not active any more was on disk before its end was recorded.
 ///
 /// # Errors
 ///
-/// [`IoError`]: a power cut may take tasks that are active now.
-pub fn sync_active(root: &Root) -> Result<(), IoError> {
-    sync_dir(&root.tasks(Place::Active))
+/// [`IoError`]: a power cut may take the task. A sync that failed is final ([`IoError::is_of_sync`]).
+pub fn make_durable(
+    root: &Root,
+    id: &TaskId,
+    stream: impl FnOnce() -> Result<(), IoError>,
+) -> Result<(), IoError> {
+    let path = root.task(Place::Active, id);
+    let durable = open_accepted(&path, true).and_then(|accepted| {
+        stream()?;
+        sync_entry(&root.runner(id))?;
+        sync_entry(&root.checkpoint(id))?;
+        sync_entry(&path)?;
+        seal(&accepted, &path)
+    });
+    match durable {
+        Err(_) if !path.exists() => Ok(()),
+        durable => durable,
+    }
 }
 
-/// The directory of the active tasks, to be synced.
+/// Whether an active task is sealed: all that its acceptance rests on is on disk. One that is not has been told to nobody.
 ///
 /// # Errors
 ///
-/// [`IoError`].
-pub fn open_active(root: &Root) -> Result<File, IoError> {
-    file::open_dir(&root.tasks(Place::Active))
+/// [`IoError`], which [`IoError::is_missing`] if there is no such task.
+pub fn is_sealed(root: &Root, id: &TaskId) -> Result<bool, IoError> {
+    let path = root.task(Place::Active, id);
+    let (_, sealed) = end_of(&open_accepted(&path, false)?, &path)?;
+    Ok(sealed)
 }
 
-/// Does both at the same time, where another thread can be had, and else one after the other. Where both fail, the error is
-/// that of `here`.
-fn together<E: Send>(
-    there: impl FnOnce() -> Result<(), E> + Send,
-    here: impl FnOnce() -> Result<(), E>,
-) -> Result<(), E> {
-    let there = Mutex::new(Some(there));
-    let take = || there.lock().unwrap_or_else(PoisonError::into_inner).take();
-    std::thread::scope(|scope| {
-        let started =
-            std::thread::Builder::new().spawn_scoped(scope, || take().map(|there| there()));
-        let ours = here();
-        let theirs = match started {
-            Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-            Err(_) => take().map(|there| there()),
-        };
-        ours?;
-        theirs.unwrap_or(Ok(()))
-    })
+/// Takes back the acceptance of a task that is active and not sealed. The caller holds the lock of its stream, so that no runner
+/// has it.
+///
+/// # Errors
+///
+/// [`IoError`]: the task may be active still, or be so after a power cut.
+pub fn take_back(root: &Root, id: &TaskId) -> Result<(), IoError> {
+    let path = root.task(Place::Active, id);
+    fs::remove_file(&path).map_err(|source| IoError::new("unlink", &path, source))?;
+    sync_entry(&path)
+}
+
+fn open_accepted(path: &Path, write: bool) -> Result<File, IoError> {
+    let mut options = File::options();
+    let options = options.read(true).write(write).custom_flags(libc::O_NOFOLLOW);
+    options.open(path).map_err(|source| IoError::new("open", path, source))
+}
+
+/// Where the file of an accepted task ends, and whether that is sealed.
+fn end_of(accepted: &File, path: &Path) -> Result<(u64, bool), IoError> {
+    let length = accepted.metadata().map_err(|source| IoError::new("fstat", path, source))?.len();
+    let mut last = [0];
+    if length > 0 {
+        accepted
+            .read_exact_at(&mut last, length - 1)
+            .map_err(|source| IoError::new("pread", path, source))?;
+    }
+    Ok((length, last == [SEAL]))
+}
+
+/// Two that seal at the same time write the same byte to the same place.
+fn seal(accepted: &File, path: &Path) -> Result<(), IoError> {
+    let (end, sealed) = end_of(accepted, path)?;
+    if !sealed {
+        accepted
+            .write_all_at(&[SEAL], end)
+            .map_err(|source| IoError::new("pwrite", path, source))?;
+    }
+    accepted.sync_all().map_err(|source| IoError::new("fsync", path, source))
 }
 
 /// Moves a task that is over to the finished ones. Doing it again changes nothing.
@@ -177,10 +199,6 @@ impl Hidden {
         (&self.file).write_all(content).map_err(failed("write"))
     }
 
-    fn sync(&self) -> Result<(), IoError> {
-        self.file.sync_all().map_err(|source| IoError::new("fsync", &self.path, source))
-    }
-
     /// Gives it its name; unlike rename(2), link(2) does not replace.
     fn publish(&self, path: &Path) -> Result<(), IoError> {
         fs::hard_link(&self.path, path).map_err(|source| IoError::new("link", path, source))
@@ -190,7 +208,7 @@ impl Hidden {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::testing::{accept, root, task};
+    use crate::checkpoint::testing::{root, task};
 
     fn names(dir: &Path) -> Vec<String> {
         let name = |entry: fs::DirEntry| entry.file_name().into_string().unwrap();
@@ -212,29 +230,50 @@ mod tests {
         assert_eq!(names(&root.tasks(Place::Active)), ["t"]);
     }
 
-    /// Of whatever cannot be synced, on a quick disk and on a slow one; what may go on side by side does on a slow one.
     #[test]
-    fn what_cannot_be_synced_is_not_accepted() {
-        for slow in [false, true] {
-            let (_dir, root) = root();
-            let first = || {
-                if slow {
-                    std::thread::sleep(2 * WORTH_A_THREAD);
-                }
-                Ok(())
-            };
-            let here = std::thread::current().id();
-            let second = || {
-                // One that is quick may be kept waiting, and be taken for a slow one.
-                assert!(!slow || std::thread::current().id() != here);
-                Err(AcceptError::Busy(task("second")))
-            };
+    fn a_task_is_sealed_once_all_is_synced() {
+        let (_dir, root) = root();
+        fs::write(root.runner(&task("t")), "").unwrap();
+        accept(&root, &task("t"), b"{}").unwrap();
+        let failed = || Err(IoError::new("fdatasync", Path::new("stream"), nix::errno::Errno::EIO));
 
-            let error = super::accept(&root, &task("t"), b"{}", first, second).unwrap_err();
+        let error = make_durable(&root, &task("t"), failed).unwrap_err();
 
-            assert!(matches!(error, AcceptError::Busy(of) if of == task("second")));
-            assert_eq!(names(&root.tasks(Place::Active)), [""; 0]);
+        assert!(error.is_of_sync());
+        assert!(!is_sealed(&root, &task("t")).unwrap());
+        for _again in [false, true] {
+            make_durable(&root, &task("t"), || Ok(())).unwrap();
+
+            assert!(is_sealed(&root, &task("t")).unwrap());
+            assert_eq!(fs::read(root.task(Place::Active, &task("t"))).unwrap(), b"{}\n");
         }
+    }
+
+    /// A power cut can leave the name of a file without its content.
+    #[test]
+    fn a_task_without_content_is_not_sealed() {
+        let (_dir, root) = root();
+        fs::write(root.task(Place::Active, &task("t")), "").unwrap();
+
+        assert!(!is_sealed(&root, &task("t")).unwrap());
+        take_back(&root, &task("t")).unwrap();
+
+        assert!(!is_known(&root, &task("t")));
+        assert!(is_sealed(&root, &task("t")).unwrap_err().is_missing());
+    }
+
+    /// Its runner has made sure of it before it recorded the end.
+    #[test]
+    fn a_task_that_is_over_was_durable() {
+        let (_dir, root) = root();
+        accept(&root, &task("t"), b"{}").unwrap();
+        let over = || {
+            finish(&root, &task("t")).unwrap();
+            Err(IoError::new("open", Path::new("stream"), nix::errno::Errno::ENOENT))
+        };
+
+        make_durable(&root, &task("t"), over).unwrap();
+        make_durable(&root, &task("t"), || unreachable!("it is over")).unwrap();
     }
 
     /// T63: a takeover with another task is refused.

@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
 
 use super::frame;
-use super::tasks::{self, AcceptError};
 use super::{Identity, Instant, Root};
 use crate::proto::record::Kind;
 use crate::proto::run_transition::State;
@@ -214,9 +213,4 @@ impl Drop for Holding {
 pub(super) fn hold() {
     println!("held");
     std::io::stdin().lines().for_each(drop);
-}
-
-/// Accepts a task that needs nothing else to be on disk.
-pub(crate) fn accept(root: &Root, id: &TaskId, content: &[u8]) -> Result<(), AcceptError> {
-    tasks::accept(root, id, content, || Ok(()), || Ok(()))
 }

@@ -285,10 +285,22 @@ impl Writer {
         if self.state.unlisted {
             // A directory that could not be opened can be tried again; one that could not be synced cannot.
             file::sync_entry(&self.path)
-                .inspect_err(|error| self.state.poisoned = error.call == "fsync")?;
+                .inspect_err(|error| self.state.poisoned = error.is_of_sync())?;
             self.state.unlisted = false;
         }
         self.refuse_removed()
+    }
+
+    /// Makes durable what is written, but not what is pending.
+    ///
+    /// # Errors
+    ///
+    /// [`IoError`] of the sync: the writer is poisoned.
+    pub fn sync_written(&mut self) -> Result<(), IoError> {
+        match self.state.dirty {
+            true => self.sync_data(),
+            false => Ok(()),
+        }
     }
 
     /// Takes back what is pending, and returns how many records that was. The next record has their first position.
@@ -348,13 +360,13 @@ impl Writer {
             .set_len(self.end)
             .map_err(|source| IoError::new("ftruncate", &self.path, source))?;
         self.state.ragged = false;
-        self.sync_data()
+        Ok(self.sync_data()?)
     }
 
-    fn sync_data(&mut self) -> Result<(), WriteError> {
+    fn sync_data(&mut self) -> Result<(), IoError> {
         if let Err(source) = self.locked.file().sync_data() {
             self.state.poisoned = true;
-            return Err(IoError::new("fdatasync", &self.path, source).into());
+            return Err(IoError::new("fdatasync", &self.path, source));
         }
         self.state.dirty = false;
         Ok(())

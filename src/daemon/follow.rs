@@ -24,7 +24,7 @@ use crate::cgroup::{self, TaskCgroup};
 use crate::checkpoint::paths::Place;
 use crate::checkpoint::{ReadError, tasks};
 use crate::control::{self, ControlError};
-use crate::launch::Console;
+use crate::launch::{self, Console};
 use crate::observe::{self, ObserveError, Observed};
 use crate::reach::{Followed, Reach};
 use crate::sys::pidfd;
@@ -360,19 +360,24 @@ impl Tasks {
             Ok(observed) => observed,
             // It is being launched from here, and will be adopted.
             Err(ObserveError::Read(ReadError::HeldHere { .. })) => return None,
+            Err(ObserveError::Read(ReadError::Missing { .. })) if self.take_back(id) => {
+                return None;
+            }
             Err(error) => {
                 self.unreadable(id, &chain(&error));
                 return None;
             }
         };
         let Some(replay) = observed.replay() else {
-            self.unreadable(id, "its stream holds no task");
+            if !self.take_back(id) {
+                self.unreadable(id, "its stream holds no task");
+            }
             return None;
         };
         let entry = Entry::of(&replay.view(None), Some(replay.launch()));
         // Whoever launches it tells nobody before that is so, and nor do we.
         let told = new
-            && tasks::sync_active(self.registry.root())
+            && tasks::make_durable(self.registry.root(), id, || observed.sync())
                 .inspect_err(|error| {
                     let error = chain(error);
                     tracing::error!(task = %id, error, "the task may not outlast a power cut");
@@ -406,6 +411,15 @@ impl Tasks {
             tracing::error!(task = %live.id, %errno, "epoll_ctl");
         }
         live.runner = Some(Runner { followed, since: Instant::now() });
+    }
+
+    /// Takes back a task of which a power cut has left nothing but that it is active.
+    fn take_back(&self, id: &TaskId) -> bool {
+        let is_none = launch::take_back_hollow(self.registry.root(), id).unwrap_or(false);
+        if is_none {
+            tracing::warn!(task = %id, "a power cut came before anybody was told of the task: it is none");
+        }
+        is_none
     }
 
     fn unreadable(&self, id: &TaskId, why: &str) {
@@ -767,6 +781,26 @@ mod tests {
         assert_eq!(tasks.tokens.keys().collect::<Vec<_>>(), [&replaced]);
         let live = &tasks.live[&tasks.tokens[&replaced]];
         assert!(live.observed.is_in_place());
+    }
+
+    /// Attack 44: its runner may have begun, and nobody was told of it.
+    #[test]
+    fn what_a_power_cut_left_of_a_task_is_neither_told_nor_run() {
+        let scene = Scene::new();
+        let [hollow, missing, told] = ["hollow", "missing", "told"].map(|id| active(&scene, id));
+        for id in [&hollow, &missing] {
+            std::fs::write(scene.root.task(Place::Active, id), "{}").unwrap();
+        }
+        for id in [&hollow, &told] {
+            std::fs::write(scene.root.runner(id), "").unwrap();
+        }
+        std::fs::remove_dir_all(scene.root.checkpoint(&missing)).unwrap();
+
+        let tasks = following(&scene);
+
+        assert_eq!(scene.root.list(Place::Active).unwrap(), std::slice::from_ref(&told));
+        assert!(!tasks.registry.knows(&hollow) && !tasks.registry.knows(&missing));
+        assert_eq!(state(&tasks, &told), Some(TaskState::Corrupt));
     }
 
     /// What the queue of inotify has no room for: the removal of very many tasks.

@@ -88,8 +88,8 @@ impl Scene {
             writer.append(kind, at).unwrap();
         }
         writer.flush().unwrap();
-        let content = serde_json::to_vec(&accepted).unwrap();
-        fs::write(self.root.task(Place::Active, &id), content).unwrap();
+        tasks::accept(&self.root, &id, &serde_json::to_vec(&accepted).unwrap()).unwrap();
+        tasks::make_durable(&self.root, &id, || writer.sync_written()).unwrap();
         id
     }
 

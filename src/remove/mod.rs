@@ -39,7 +39,7 @@ use crate::checkpoint::lock::Custody;
 use crate::checkpoint::paths::Place;
 use crate::checkpoint::{Identity, IoError, OpenError, ReadError, Root, sync_dir, tasks};
 use crate::failpoint::{Failpoint, hit};
-use crate::launch::Turn;
+use crate::launch::{self, Turn};
 use crate::observe::{self, ObserveError, Observed};
 use crate::proto::Launch;
 use crate::state::Stamp;
@@ -308,7 +308,12 @@ impl Used {
         let mut used = Vec::new();
         for id in root.list(Place::Active)? {
             let Ok(accepted) = fs::read(root.task(Place::Active, &id)) else { continue };
-            if let Ok(Paths { sandbox, log_dir }) = serde_json::from_slice(&accepted) {
+            let paths = serde_json::from_slice(&accepted).ok().or_else(|| {
+                // A power cut can leave it without content, and its stream whole.
+                let Launch { sandbox, log_dir, .. } = launch::header(root, &id).ok()?;
+                Some(Paths { sandbox: sandbox.into(), log_dir: log_dir.map(Into::into) })
+            });
+            if let Some(Paths { sandbox, log_dir }) = paths {
                 used.extend(
                     [Some(sandbox), log_dir].into_iter().flatten().map(|path| (id.clone(), path)),
                 );

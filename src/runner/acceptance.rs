@@ -8,7 +8,8 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::{Runner, RunnerError};
-use crate::checkpoint::tasks;
+use crate::checkpoint::paths::Place;
+use crate::checkpoint::{IoError, tasks};
 use crate::failpoint::{Failpoint, hit};
 use crate::launch;
 use crate::sys::pidfd;
@@ -45,11 +46,17 @@ impl Runner {
             return Ok(());
         };
         if !acceptance.is_durable() {
-            let active = tasks::open_active(&self.root)?;
-            let synced = hit(Failpoint::RunnerAcceptance).and_then(|()| active.sync_all());
-            if let Err(error) = synced {
-                self.abandon();
-                return Err(RunnerError::Uncertain(error));
+            let Self { root, task, writer, .. } = self;
+            let path = root.tasks(Place::Active);
+            let durable = hit(Failpoint::RunnerAcceptance)
+                .map_err(|source| IoError { call: "fsync", path, source })
+                .and_then(|()| tasks::make_durable(root, task, || writer.sync_written()));
+            match durable {
+                Err(error) if error.is_of_sync() => {
+                    self.abandon();
+                    return Err(RunnerError::Uncertain(error));
+                }
+                durable => durable?,
             }
         }
         self.acceptance = None;

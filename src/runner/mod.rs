@@ -122,7 +122,7 @@ pub enum RunnerError {
     NotAccepted(TaskId),
     /// That the task was accepted cannot be made durable: nobody was told of it, and what lived of it was killed.
     #[error("the task was killed: a power cut may take it, since its acceptance cannot be synced")]
-    Uncertain(#[source] io::Error),
+    Uncertain(#[source] IoError),
     /// The runner itself was about to record nonsense.
     #[error("defect: an event {0}")]
     Defect(#[from] crate::state::ApplyError),

@@ -19,6 +19,12 @@ pub const SECTOR: usize = 512;
 /// Directory of the tasks, in the file system.
 pub const ROOT: &str = "dewar";
 
+/// What is said of a task that is active, of which nothing else got to the disk, and of which nobody was told. It is taken back.
+pub const UNTOLD: &str = "a power cut came before anybody was told that it was accepted";
+
+/// What is said of one of which nothing else is there, and of which somebody was told.
+const UNBEGUN: &str = "accepted, and not begun";
+
 /// Something that was told.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Told {
@@ -73,7 +79,10 @@ impl Told {
         let view = of.ok_or_else(|| format!("{self:?}: there is no such task"))?;
         let shown = match self {
             // Whether it was obeyed is seen when the task has ended.
-            Self::Accepted { .. } | Self::Killed { .. } => view["state"] != "TASK_STATE_CORRUPT",
+            Self::Accepted { .. } | Self::Killed { .. } => {
+                let is_hollow = view["detail"] == UNTOLD || view["detail"] == UNBEGUN;
+                view["state"] != "TASK_STATE_CORRUPT" && !is_hollow
+            }
             Self::Ended { state, .. } => view["state"] == **state,
             Self::Ran { process, run, state, .. } => {
                 let mut processes = view["processes"].as_array().into_iter().flatten();
@@ -141,6 +150,11 @@ mod tests {
         assert_eq!(Told::Accepted { task: task() }.is_shown_by(&killed), Ok(()));
         assert!(Told::Accepted { task: task() }.is_shown_by(&view("TASK_STATE_CORRUPT")).is_err());
         assert!(Told::Accepted { task: "u".into() }.is_shown_by(&killed).is_err());
+        for hollow in [UNTOLD, UNBEGUN] {
+            let mut active = view("TASK_STATE_ACTIVE");
+            active[0]["detail"] = hollow.into();
+            assert!(Told::Accepted { task: task() }.is_shown_by(&active).is_err());
+        }
     }
 
     #[test]
