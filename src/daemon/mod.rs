@@ -65,7 +65,7 @@ use crate::proto::Timestamp;
 use crate::proto::observer_service_server::ObserverServiceServer;
 use crate::proto::runner_service_server::RunnerServiceServer;
 use crate::sys::{clock, init, limit, lock};
-use crate::trace::{TraceError, Traces};
+use crate::trace::Traces;
 use crate::web;
 
 pub use exec::{ExecAnswers, exec_here};
@@ -138,9 +138,6 @@ pub enum ServeError {
     /// The page cannot be served as it is to be.
     #[error(transparent)]
     Web(#[from] web::ListenError),
-    /// The environment asks for traces that cannot be made.
-    #[error(transparent)]
-    Trace(#[from] TraceError),
     /// A call failed.
     #[error("{call}")]
     Sys {
@@ -220,7 +217,11 @@ pub fn serve(options: Options) -> Result<(), ServeError> {
     let commands = Counts::default();
     let traces = {
         let _within = runtime.enter();
-        Traces::of_environment("dewar")?
+        // Such variables are set for all programs of a machine, and this one is needed with or without traces.
+        Traces::of_environment("dewar").unwrap_or_else(|error| {
+            tracing::warn!(error = %chain(&error), "traces are off: the environment asks for what cannot be done");
+            None
+        })
     };
     let node = Node {
         root,
