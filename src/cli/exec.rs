@@ -59,7 +59,8 @@ const SIGNALLED: u8 = 128;
 pub(super) fn run(args: &Exec) -> Result<u8, Failure> {
     let start = start(args)?;
     let id = place::task_id(&args.task)?;
-    match Nodes::find(&args.node)?.with(&id, Failure::NothingMatched)? {
+    let (node, _) = Nodes::find(&args.node)?.with(&id, Failure::NothingMatched)?;
+    match node {
         Node::Daemon(client) => client.block_on(session(args, start, async |requests| {
             let call = client.runner().exec(ReceiverStream::new(requests)).await?;
             Ok(Box::pin(call.into_inner()) as Answers)

@@ -19,13 +19,14 @@ use crate::proto::{ProcessExplanation, TaskExplanation, TaskState};
 /// [`Failure`].
 pub(super) fn run(args: &Explain) -> Result<u8, Failure> {
     let id = place::task_id(&args.task)?;
-    let mut told = Nodes::find(&args.node)?.with(&id, Failure::Usage)?.explain(&id)?;
+    let (node, root) = Nodes::find(&args.node)?.with(&id, Failure::Usage)?;
+    let mut told = node.explain(&id)?;
     if told.state() == TaskState::Corrupt {
         return Err(Failure::Unavailable(told.notes.join("; ")));
     }
     only(&mut told, &args.processes)?;
     Out::default().write(match args.output {
-        StatusOutput::Json => json::line(&told)?,
+        StatusOutput::Json => json::rooted(&told, root.as_deref())?,
         StatusOutput::Table => text(&told, stdout_style()),
     })?;
     Ok(status::SUCCESS)

@@ -35,7 +35,8 @@ use crate::view::Replay;
 pub(super) fn run(args: &Logs) -> Result<u8, Failure> {
     let id = place::task_id(&args.task)?;
     let mut sink = Sink::new(args.raw);
-    match Nodes::find(&args.node)?.with(&id, Failure::NothingMatched)? {
+    let (node, _) = Nodes::find(&args.node)?.with(&id, Failure::NothingMatched)?;
+    match node {
         Node::Root(root) => on_root(&root, &id, args, &mut sink)?,
         #[cfg(feature = "net")]
         Node::Daemon(client) => daemon::print(&client, &id, args, &mut sink)?,

@@ -75,7 +75,8 @@ impl Nodes {
         Ok(all)
     }
 
-    /// The one that has a task which was named. Where there is only one, whoever asks it learns whether it has.
+    /// The one that has a task which was named, and its root where several were. Where there is only one, whoever asks it learns
+    /// whether it has.
     ///
     /// # Errors
     ///
@@ -84,7 +85,7 @@ impl Nodes {
         mut self,
         id: &TaskId,
         missing: fn(String) -> Failure,
-    ) -> Result<Node, Failure> {
+    ) -> Result<(Node, Option<String>), Failure> {
         let mut exit = status::SUCCESS;
         let having = match &self.0[..] {
             [_] => vec![(0, id.clone())],
@@ -97,7 +98,10 @@ impl Nodes {
             }
         };
         match &having[..] {
-            [(number, _)] => Ok(self.0.swap_remove(*number)),
+            [(number, _)] => {
+                let root = self.root(*number);
+                Ok((self.0.swap_remove(*number), root))
+            }
             [] if exit == status::SUCCESS => {
                 Err(missing(escape(&format!("there is no task {id} {self}")).into_owned()))
             }

@@ -21,7 +21,7 @@ use crate::task::written::assignments;
 pub(super) fn run(args: &Update) -> Result<u8, Failure> {
     let change = (!args.changes.is_empty()).then(|| change::parse(&args.changes)).transpose()?;
     let id = place::task_id(&args.task)?;
-    let node = Nodes::find(&args.node)?.with(&id, Failure::Usage)?;
+    let (node, _) = Nodes::find(&args.node)?.with(&id, Failure::Usage)?;
     let mut view = node.view(&id)?;
     if let Some(change) = change {
         use TaskState as S;

@@ -31,7 +31,8 @@ use crate::task::TaskId;
 pub(super) fn run(args: &Wait) -> Result<u8, Failure> {
     let id = place::task_id(&args.task)?;
     let deadline = args.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-    let view = match Nodes::find(&args.node)?.with(&id, Failure::Usage)? {
+    let (node, root) = Nodes::find(&args.node)?.with(&id, Failure::Usage)?;
+    let view = match node {
         Node::Root(root) => on_root(&root, &id, &args.states, deadline)?,
         #[cfg(feature = "net")]
         Node::Daemon(client) => daemon::wait(&client, &id, &args.states, deadline)?,
@@ -44,7 +45,7 @@ pub(super) fn run(args: &Wait) -> Result<u8, Failure> {
         return Err(Failure::Unavailable(view.detail.unwrap_or_default()));
     }
     Out::default().write(match args.output {
-        Output::Json => json::task(&view, None)?,
+        Output::Json => json::task(&view, root.as_deref())?,
         Output::Text => {
             format!("{} {}\n", words::name(&view.task_id), words::task_state(view.state()))
         }

@@ -183,6 +183,13 @@ fn a_task_that_is_in_two_roots_is_to_be_named_with_its_root() {
     assert_eq!((one.status, &*one.stdout), (Some(0), "one\n"), "{one:?}");
     let waited = two.both(&["wait", &two.id("1")]);
     assert_eq!(waited.stdout, format!("{} SUCCESS\n", two.id("1")));
+    for command in ["wait", "explain"] {
+        let arguments = [command, &two.id("1"), "--output", "json"];
+        let of = |told: Output| json(&told)[0].get("root").cloned();
+        assert_eq!(of(two.both(&arguments)), Some(text(&b).into()), "{command}");
+        let alone = two.scene.output(two.command(&arguments, &[&b]));
+        assert_eq!(of(alone), None, "{command}: there is no other");
+    }
     for (command, status) in [("logs", 1), ("explain", 2)] {
         let none = two.both(&[command, "none"]);
         let why = format!("there is no task none in {}, in {}", text(&a), text(&b));
