@@ -32,9 +32,14 @@ pub(super) fn run(args: &Stats) -> Result<u8, Failure> {
     let mut metered = Metered::new(&nodes, &args.patterns, args.by_process, at)?;
     let mut printer = Printer::new(args);
     let mut due = Instant::now();
+    let mut told = Vec::new();
     loop {
         let usages = metered.read()?;
-        metered.problems().for_each(|problem| tell!("dewar: {problem}"));
+        let problems: Vec<_> = metered.problems().collect();
+        // A root that stays as it is is none that has to be told of again.
+        let new = problems.iter().filter(|problem| !told.contains(*problem));
+        new.for_each(|problem| tell!("dewar: {problem}"));
+        told = problems;
         if usages.is_empty() && metered.found_nothing() {
             return Err(Failure::NothingMatched(format!("no such task {nodes}")));
         }

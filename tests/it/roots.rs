@@ -152,6 +152,41 @@ fn a_root_that_cannot_be_read_hides_no_other() {
     assert_eq!((told.status, &*told.stdout), (Some(5), ""), "it may be there: {told:?}");
 }
 
+/// Nothing is said twice of what stays as it is.
+#[test]
+fn a_root_that_cannot_be_read_is_told_once_while_that_lasts() {
+    let two = Two::new();
+    let [a, b] = two.roots();
+    let (active, kept) = (b.join("tasks/active"), b.join("kept"));
+    two.run(&a, "1", &["--detach"], "exec sleep 600");
+    two.run(&b, "2", &[], "true");
+    let break_it = || {
+        fs::rename(&active, &kept).unwrap();
+        fs::write(&active, "no directory").unwrap();
+    };
+    break_it();
+    let all = two.id(".*");
+    let arguments = ["stats", &all, "--watch", "10ms", "--output", "json"];
+    let mut lines = two.scene.lines(two.command(&arguments, &[&a, &b]));
+    let of_live = |line: &str| line.contains(&two.id("1"));
+
+    // What is wrong is said before what is told: after each of these lines it would have been said once more.
+    for _ in 0..5 {
+        assert!(lines.next().is_some_and(|line| of_live(&line)));
+    }
+    let said = lines.stderr();
+    assert_eq!((said.lines().count(), said.matches(text(&b)).count()), (1, 1), "{said}");
+
+    fs::remove_file(&active).unwrap();
+    fs::rename(&kept, &active).unwrap();
+    while lines.next().is_some_and(|line| of_live(&line)) {}
+    break_it();
+    wait_until("it is told again", || lines.stderr() == said.repeat(2));
+    two.both(&["kill", "--wait", "0s", &two.id("1")]);
+    assert_eq!(lines.finish(), Some(5));
+    assert_eq!(lines.stderr(), said.repeat(2));
+}
+
 /// A command that needs one task has it from the root that has it, and does not choose between two.
 #[test]
 fn a_task_that_is_in_two_roots_is_to_be_named_with_its_root() {
