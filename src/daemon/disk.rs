@@ -62,12 +62,11 @@ pub(super) async fn run(node: Arc<Node>) {
 
 fn live(node: &Node) -> Vec<Key> {
     let mut live = Vec::new();
-    node.registry.each(None, |id, entry| {
+    node.registry.each(|(id, entry)| {
         let state = entry.summary.state();
         if !is_terminal(state) && state != TaskState::Corrupt {
             live.push((id.clone(), entry.summary.accept_time));
         }
-        true
     });
     live
 }

@@ -209,11 +209,10 @@ impl Tasks {
         let tasks = observe::list(self.registry.root()).map_err(io::Error::other)?;
         let there: HashSet<_> = tasks.into_iter().map(|(id, _)| id).collect();
         let mut gone = Vec::new();
-        self.registry.each(None, |id, _| {
+        self.registry.each(|(id, _)| {
             if !there.contains(id) {
                 gone.push(id.clone());
             }
-            true
         });
         gone.iter().for_each(|id| self.vanished(id));
         Ok(())
@@ -705,9 +704,8 @@ mod tests {
 
     fn state(tasks: &Tasks, id: &TaskId) -> Option<TaskState> {
         let mut state = None;
-        tasks.registry.each(None, |of, entry| {
+        tasks.registry.each(|(of, entry)| {
             state = state.or((of == id).then(|| entry.summary.state()));
-            true
         });
         state
     }

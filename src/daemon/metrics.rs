@@ -159,7 +159,7 @@ struct Live {
 fn families(node: &Node, peer: &Peer) -> Vec<MetricFamily> {
     let mut states: BTreeMap<TaskState, u64> = BTreeMap::new();
     let (mut live, mut left_out) = (Vec::new(), 0_u64);
-    node.registry.each(None, |id, entry| {
+    node.registry.each(|(id, entry)| {
         if peer.sees(entry.owner) {
             let state = entry.summary.state();
             *states.entry(state).or_default() += 1;
@@ -169,7 +169,6 @@ fn families(node: &Node, peer: &Peer) -> Vec<MetricFamily> {
                 false => left_out += u64::from(lives),
             }
         }
-        true
     });
     let live: Vec<_> = live.into_iter().map(|(id, entry)| Live::new(node, id, entry)).collect();
     let mut families = Vec::new();

@@ -9,6 +9,7 @@ use tonic::{Request, Response, Status};
 
 use super::control::block;
 use super::peer::Peer;
+use super::registry::Entry;
 use super::watch::{self, Filter};
 use super::{Node, files, logs, status, usage};
 use crate::causes::chain;
@@ -69,17 +70,16 @@ impl ObserverService for Observe {
                 status::bad_field("page_token", format!("{token:?}"), "one of an answer before")
             })?),
         };
-        let (mut tasks, mut more) = (Vec::new(), false);
-        self.node.registry.each(after.as_ref(), |id, entry| {
-            if !peer.sees(entry.owner) || !filter.matches(id.as_str(), &entry.summary) {
-                return true;
-            }
-            more = tasks.len() == size;
-            if !more {
-                tasks.push((*entry.summary).clone());
-            }
-            !more
-        });
+        let node = self.node.clone();
+        // A pattern may take long at each id.
+        let (tasks, more) = block(move || {
+            let wanted = |entry: &Entry| {
+                peer.sees(entry.owner) && filter.matches(&entry.summary.task_id, &entry.summary)
+            };
+            Ok(node.registry.page(after.as_ref(), size, wanted))
+        })
+        .await?;
+        let tasks: Vec<_> = tasks.iter().map(|entry| (*entry.summary).clone()).collect();
         let last = tasks.last().filter(|_| more);
         let next_page_token = last.map(|task| task.task_id.clone()).unwrap_or_default();
         Ok(Response::new(ListTasksResponse { tasks, next_page_token }))
@@ -181,12 +181,11 @@ impl ObserverService for Observe {
         let peer = Peer::of(&request)?;
         let node = &self.node;
         let mut task_counts = BTreeMap::new();
-        node.registry.each(None, |_, entry| {
+        node.registry.each(|(_, entry)| {
             if peer.sees(entry.owner) {
                 let state = entry.summary.state().as_str_name();
                 *task_counts.entry(state.to_owned()).or_insert(0) += 1;
             }
-            true
         });
         let (cgroup_base, controllers, unenforceable) = match &node.base {
             Ok(base) => {

@@ -19,6 +19,8 @@ use crate::task::TaskId;
 
 /// Items of history that are kept.
 const HISTORY: usize = 1 << 16;
+/// Tasks that are taken from the list at once.
+const BATCH: usize = 256;
 
 /// A task as a list tells it.
 #[derive(Debug, Clone)]
@@ -180,20 +182,45 @@ impl Registry {
         self.shared().tasks.contains_key(id)
     }
 
-    /// Tasks in the order of their ids, those after `after`, for as long as `each` says.
-    pub(crate) fn each(
+    /// Tasks in the order of their ids. All others wait meanwhile: what `each` does is to be short, whatever clients ask for.
+    pub(crate) fn each(&self, each: impl FnMut((&TaskId, &Entry))) {
+        self.shared().tasks.iter().for_each(each);
+    }
+
+    /// The first `most` tasks in the order of their ids, those after `after`, that are `wanted`, and whether there are more.
+    ///
+    /// Nobody waits meanwhile, however long it takes to say what is wanted. So each task is told as it is when its turn comes, and one that
+    /// is there all the time is told once.
+    pub(crate) fn page(
         &self,
         after: Option<&TaskId>,
-        mut each: impl FnMut(&TaskId, &Entry) -> bool,
-    ) {
+        most: usize,
+        wanted: impl Fn(&Entry) -> bool,
+    ) -> (Vec<Entry>, bool) {
+        let (mut page, mut after) = (Vec::new(), after.cloned());
+        loop {
+            let (batch, last) = self.batch(after.as_ref());
+            if last.is_none() {
+                return (page, false);
+            }
+            after = last;
+            for entry in batch.into_iter().filter(&wanted) {
+                if page.len() == most {
+                    return (page, true);
+                }
+                page.push(entry);
+            }
+        }
+    }
+
+    /// A few tasks after `after`, and the id of the last of them.
+    fn batch(&self, after: Option<&TaskId>) -> (Vec<Entry>, Option<TaskId>) {
         use std::ops::Bound::{Excluded, Unbounded};
         let from = after.map_or(Unbounded, Excluded);
         let shared = self.shared();
-        for (id, entry) in shared.tasks.range::<TaskId, _>((from, Unbounded)) {
-            if !each(id, entry) {
-                return;
-            }
-        }
+        let tasks = || shared.tasks.range::<TaskId, _>((from, Unbounded)).take(BATCH);
+        let last = tasks().last().map(|(id, _)| id.clone());
+        (tasks().map(|(_, entry)| entry.clone()).collect(), last)
     }
 
     /// All tasks at one moment, and the number of the first item that is not in them.
@@ -299,5 +326,34 @@ mod tests {
         assert_eq!((kept.len(), kept[0].number), (HISTORY, 3));
         assert_eq!(*next.borrow_and_update(), HISTORY as u64 + 3);
         assert_eq!(registry.history(HISTORY as u64 + 3, 9).unwrap().len(), 0);
+    }
+
+    /// What a client wants to know of each of very many tasks, such as whether its id is of a pattern, may take long.
+    #[test]
+    fn a_page_is_put_together_while_others_are_at_the_tasks() {
+        let registry = Registry::new(Root::new("/nowhere").unwrap());
+        let ids: Vec<_> = (0..3 * BATCH + 7).map(|number| format!("t{number:04}")).collect();
+        let id = |id: &str| TaskId::new(id).unwrap();
+        ids.iter().for_each(|name| registry.found(&id(name), entry(name)));
+        let is_even = |name: &str| name.as_bytes()[4].is_multiple_of(2);
+        let wanted = |entry: &Entry| {
+            assert!(registry.shared.try_lock().is_ok(), "all others wait");
+            is_even(&entry.summary.task_id)
+        };
+
+        let (mut told, mut after) = (Vec::new(), None);
+        loop {
+            let (page, more) = registry.page(after.as_ref(), 100, wanted);
+            told.extend(page.iter().map(|entry| entry.summary.task_id.clone()));
+            if !more {
+                break;
+            }
+            assert_eq!(page.len(), 100);
+            after = told.last().map(|last| id(last));
+        }
+
+        assert_eq!(told, ids.into_iter().filter(|id| is_even(id)).collect::<Vec<_>>());
+        assert!(!registry.page(None, told.len(), wanted).1, "there is no other");
+        assert!(registry.page(None, told.len() - 1, wanted).1);
     }
 }

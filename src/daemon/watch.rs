@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use regex_lite::{Regex, RegexBuilder};
 use tokio::sync::mpsc;
+use tokio::task::block_in_place;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
@@ -215,7 +216,8 @@ fn lost(node: &Node, code: Code, Lost(first): Lost) -> Status {
     status::history_lost(code, cursor(node, first))
 }
 
-/// Tells of all tasks: a snapshot, unless the client goes on, and then what happens.
+/// Tells of all tasks: a snapshot, unless the client goes on, and then what happens. A pattern may take long at each id: while it is
+/// looked for another thread serves everybody else.
 async fn all(
     node: &Node,
     peer: &Peer,
@@ -232,7 +234,8 @@ async fn all(
         None => {
             let (tasks, next) = node.registry.snapshot();
             // Until it is whole it cannot be gone on with: whoever tries gets a new one.
-            for entry in tasks.into_iter().filter(matches) {
+            let tasks: Vec<_> = block_in_place(|| tasks.into_iter().filter(matches).collect());
+            for entry in tasks {
                 tell(to_client, Message::Task((*entry.summary).clone()), String::new()).await?;
             }
             tell(to_client, Message::SnapshotEnd(SnapshotEnd {}), cursor(node, next)).await?;
@@ -251,15 +254,15 @@ async fn all(
             continue;
         };
         next = last.number + 1;
+        let items: Vec<_> =
+            block_in_place(|| items.into_iter().filter(|item| matches(&item.entry)).collect());
         for Item { number, news, entry } in items {
-            if matches(&entry) {
-                let message = match news {
-                    News::Accepted => Message::Task((*entry.summary).clone()),
-                    News::Event(event) => Message::Event((*event).clone()),
-                    News::Removed => Message::RemovedTaskId(entry.summary.task_id.clone()),
-                };
-                tell(to_client, message, cursor(node, number + 1)).await?;
-            }
+            let message = match news {
+                News::Accepted => Message::Task((*entry.summary).clone()),
+                News::Event(event) => Message::Event((*event).clone()),
+                News::Removed => Message::RemovedTaskId(entry.summary.task_id.clone()),
+            };
+            tell(to_client, message, cursor(node, number + 1)).await?;
         }
     }
 }

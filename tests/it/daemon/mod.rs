@@ -16,8 +16,8 @@ mod web;
 
 use dewar::proto::watch_tasks_response::Message;
 use dewar::proto::{
-    KillRequest, LaunchRequest, ListTasksRequest, RemoveRequest, TaskFilter, TaskState,
-    WaitRequest, WatchTasksRequest,
+    GetNodeRequest, KillRequest, LaunchRequest, ListTasksRequest, RemoveRequest, TaskFilter,
+    TaskState, WaitRequest, WatchTasksRequest,
 };
 use tonic::Code;
 use tonic_types::StatusExt;
@@ -293,6 +293,47 @@ fn tasks_are_listed_by_label_and_state_page_by_page_and_removed() {
         let ended = node.runtime.block_on(runner.wait(wait)).unwrap().into_inner().task.unwrap();
         assert_eq!(ended.state(), TaskState::Killed);
         node.runtime.block_on(runner.kill(kill)).unwrap();
+    }
+}
+
+/// A pattern of a few characters may take long at each id, and there may be many. More of them are looked for here than the daemon has
+/// threads that serve.
+#[test]
+fn whoever_looks_for_what_takes_long_holds_up_nobody() {
+    const TASKS: usize = 10;
+    let mut node = Node::new();
+    let finished = node.scene.root().join("tasks/finished");
+    // Of what cannot be read there is an id.
+    for number in 0..TASKS {
+        std::fs::write(finished.join(format!("{}-{number}", "a".repeat(230))), "").unwrap();
+    }
+    node.kill();
+    node.serve_again();
+    let filter =
+        Some(TaskFilter { pattern: Some("(?:a?){800}b".to_owned()), ..TaskFilter::default() });
+    let (mut observer, runtime) = (node.observer(), &node.runtime);
+    let counted = runtime.block_on(observer.get_node(GetNodeRequest {})).unwrap().into_inner();
+    assert_eq!(counted.task_counts["TASK_STATE_CORRUPT"], TASKS as u64);
+
+    let mut slow = Vec::new();
+    for _ in 0..2 {
+        let (mut lists, mut watches, filter) = (observer.clone(), observer.clone(), filter.clone());
+        let list = ListTasksRequest { filter: filter.clone(), ..ListTasksRequest::default() };
+        let watch = WatchTasksRequest { filter, ..WatchTasksRequest::default() };
+        slow.push(runtime.spawn(async move { lists.list_tasks(list).await.map(drop) }));
+        slow.push(runtime.spawn(async move {
+            let mut told = watches.watch_tasks(watch).await?.into_inner();
+            told.message().await.map(drop)
+        }));
+    }
+    // Each is asked once the one before is answered: by then all of those are under way.
+    for _ in 0..5 {
+        runtime.block_on(observer.get_node(GetNodeRequest {})).unwrap();
+    }
+
+    assert!(slow.iter().all(|call| !call.is_finished()), "others had to wait for it");
+    for call in slow {
+        runtime.block_on(call).unwrap().unwrap();
     }
 }
 
