@@ -4,22 +4,27 @@
 //! connection; docs/tracing.md has all variables.
 //!
 //! **Nobody waits for a collector.** A span that ends goes into a queue of at most [`QUEUE`]; one that has no room is dropped, counted
-//! and, once a minute, logged. One task sends what is queued, and is asleep while nothing is. The end of the program waits for it
+//! and, once a minute, logged. A user has no more in it than is left free ([`Shares`]), so that nobody's flood takes the room of
+//! others. One task sends what is queued, and is asleep while nothing is. The end of the program waits for it
 //! for [`FLUSH`] at most.
 //!
 //! **A trace context is a stranger's word.** It is taken as far as it has the exact form of W3C, and a state of at most [`STATE`] bytes; all
 //! that it can do is to name the trace and to say whether it is recorded.
 #![allow(clippy::disallowed_methods, reason = "reads the environment and certificates, sends")]
 
+use std::cell::Cell;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use nix::unistd::getuid;
 use opentelemetry::propagation::TextMapPropagator;
 use opentelemetry::trace::{
-    Span as _, SpanContext, SpanKind, Status as SpanStatus, TraceContextExt, Tracer, TracerProvider,
+    Span as _, SpanBuilder, SpanContext, SpanKind, Status as SpanStatus, TraceContextExt, Tracer,
+    TracerProvider,
 };
 use opentelemetry::{Context, Key, KeyValue};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithTonicConfig};
@@ -223,10 +228,61 @@ impl Counts {
     }
 }
 
+/// How many spans of each user are queued.
+///
+/// A user may have as many as are left free: half of the queue if there is nobody else, a third if there are two who want more than
+/// that, and so on. Some are left then for one more.
+#[derive(Debug, Default)]
+struct Shares(Mutex<Queued>);
+
+#[derive(Debug, Default)]
+struct Queued {
+    all: usize,
+    /// Of users who have any.
+    of: HashMap<u32, usize>,
+}
+
+impl Shares {
+    fn queued(&self) -> MutexGuard<'_, Queued> {
+        // No statement leaves it half changed.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes room for one more span of a user; says whether there is some.
+    fn take(&self, user: u32) -> bool {
+        let mut queued = self.queued();
+        let its_own = queued.of.get(&user).copied().unwrap_or_default();
+        let has_room = its_own < QUEUE - queued.all;
+        if has_room {
+            queued.of.insert(user, its_own + 1);
+            queued.all += 1;
+        }
+        has_room
+    }
+
+    /// Gives the room of a span of a user back.
+    fn give(&self, user: u32) {
+        let mut queued = self.queued();
+        if let Entry::Occupied(mut its_own) = queued.of.entry(user) {
+            *its_own.get_mut() -= 1;
+            if *its_own.get() == 0 {
+                its_own.remove();
+            }
+            queued.all -= 1;
+        }
+    }
+}
+
+thread_local! {
+    /// Whose span is ending here: the library tells [`Queue`] all else of it.
+    static ENDING: Cell<u32> = const { Cell::new(0) };
+}
+
 /// What goes through the queue.
 #[derive(Debug)]
 enum Message {
-    Span(Box<SpanData>),
+    /// A span, and whose it is.
+    Span(u32, Box<SpanData>),
     /// Nobody waits any more once this is dropped.
     Flush(oneshot::Sender<()>),
 }
@@ -236,15 +292,19 @@ enum Message {
 struct Queue {
     sender: mpsc::Sender<Message>,
     counts: Arc<Counts>,
+    shares: Arc<Shares>,
 }
 
 impl SpanProcessor for Queue {
     fn on_start(&self, _: &mut Span, _: &Context) {}
 
     fn on_end(&self, span: SpanData) {
-        if span.span_context.is_sampled()
-            && self.sender.try_send(Message::Span(Box::new(span))).is_err()
-        {
+        let user = ENDING.get();
+        if !span.span_context.is_sampled() {
+        } else if !self.shares.take(user) {
+            self.counts.lose(1, &format!("the queue has as many as it takes of user {user}"));
+        } else if self.sender.try_send(Message::Span(user, Box::new(span))).is_err() {
+            self.shares.give(user);
             self.counts.lose(1, "the queue is full");
         }
     }
@@ -259,13 +319,21 @@ impl SpanProcessor for Queue {
 }
 
 /// Sends what is queued, until nothing will be any more.
-async fn send(exporter: SpanExporter, mut queue: mpsc::Receiver<Message>, counts: Arc<Counts>) {
+async fn send(
+    exporter: SpanExporter,
+    mut queue: mpsc::Receiver<Message>,
+    counts: Arc<Counts>,
+    shares: Arc<Shares>,
+) {
     while let Some(first) = queue.recv().await {
         let deadline = tokio::time::Instant::now() + LINGER;
         let (mut batch, mut waits, mut next) = (Vec::new(), None, Some(first));
         while let Some(message) = next.take() {
             match message {
-                Message::Span(span) => batch.push(*span),
+                Message::Span(user, span) => {
+                    shares.give(user);
+                    batch.push(*span);
+                }
                 Message::Flush(whose) => waits = Some(whose),
             }
             if waits.is_none() && batch.len() < BATCH {
@@ -284,9 +352,10 @@ async fn send(exporter: SpanExporter, mut queue: mpsc::Receiver<Message>, counts
     }
 }
 
-/// Makes spans, and has them sent.
+/// Makes spans of a user, and has them sent.
 #[derive(Debug, Clone)]
 pub struct Traces {
+    user: u32,
     tracer: SdkTracer,
     sender: mpsc::Sender<Message>,
     counts: Arc<Counts>,
@@ -296,7 +365,10 @@ pub struct Traces {
 
 /// A span that ends once it is told to, or dropped.
 #[derive(Debug)]
-pub struct Begun(Span);
+pub struct Begun {
+    span: Span,
+    user: u32,
+}
 
 /// A span of which all is known.
 #[derive(Debug, Clone, PartialEq)]
@@ -312,7 +384,8 @@ pub struct Past {
 }
 
 impl Traces {
-    /// As the environment asks for them; `None`: it does not. Their spans are those of `service`, unless the environment has another name.
+    /// As the environment asks for them; `None`: it does not. Their spans are those of `service`, unless the environment has another name,
+    /// and of our own user.
     ///
     /// Within a runtime: that sends them.
     ///
@@ -337,12 +410,19 @@ impl Traces {
         let resource = resource(service);
         exporter.set_resource(&resource);
         let counts = Arc::new(Counts::default());
+        let shares = Arc::new(Shares::default());
         let (sender, queue) = mpsc::channel(QUEUE);
-        tokio::spawn(send(exporter, queue, counts.clone()));
-        let near = Queue { sender: sender.clone(), counts: counts.clone() };
+        tokio::spawn(send(exporter, queue, counts.clone(), shares.clone()));
+        let near = Queue { sender: sender.clone(), counts: counts.clone(), shares };
         let provider =
             SdkTracerProvider::builder().with_resource(resource).with_span_processor(near).build();
-        Ok(Self { tracer: provider.tracer("dewar"), sender, counts, _provider: provider })
+        let (user, tracer) = (getuid().as_raw(), provider.tracer("dewar"));
+        Ok(Self { user, tracer, sender, counts, _provider: provider })
+    }
+
+    /// The same for spans of another user.
+    pub fn of_user(&self, user: u32) -> Self {
+        Self { user, ..self.clone() }
     }
 
     /// Begins a span now, beneath `parent`, or at the top of a trace of its own if that is none.
@@ -354,7 +434,11 @@ impl Traces {
         attributes: Vec<KeyValue>,
     ) -> Begun {
         let span = self.tracer.span_builder(name).with_kind(kind).with_attributes(attributes);
-        Begun(span.start_with_context(&self.tracer, &beneath(parent)))
+        self.begun(span, parent)
+    }
+
+    fn begun(&self, span: SpanBuilder, parent: &SpanContext) -> Begun {
+        Begun { span: span.start_with_context(&self.tracer, &beneath(parent)), user: self.user }
     }
 
     /// Tells of a span that is over; others may be beneath it.
@@ -362,12 +446,12 @@ impl Traces {
         let Past { name, time: (start, end), attributes, error } = past;
         let span = self.tracer.span_builder(name).with_attributes(attributes);
         let span = span.with_start_time(at(start));
-        let mut span = Begun(span.start_with_context(&self.tracer, &beneath(parent)));
+        let mut span = self.begun(span, parent);
         if let Some(error) = error {
             span.fail(error);
         }
         let context = span.context().clone();
-        span.0.end_with_timestamp(at(end.max(start)));
+        span.end(Some(at(end.max(start))));
         context
     }
 
@@ -399,19 +483,36 @@ impl Traces {
 impl Begun {
     /// What other spans are beneath.
     pub fn context(&self) -> &SpanContext {
-        self.0.span_context()
+        self.span.span_context()
     }
 
     /// Adds what became known.
     pub fn add(&mut self, attribute: KeyValue) {
-        self.0.set_attribute(attribute);
+        self.span.set_attribute(attribute);
     }
 
     /// Notes what went wrong, in a word.
     pub fn fail(&mut self, error: impl Into<std::borrow::Cow<'static, str>>) {
         let error = error.into();
-        self.0.set_attribute(KeyValue::new("error.type", error.clone()));
-        self.0.set_status(SpanStatus::error(error));
+        self.span.set_attribute(KeyValue::new("error.type", error.clone()));
+        self.span.set_status(SpanStatus::error(error));
+    }
+}
+
+impl Begun {
+    /// Ends it, if it has not ended, at a time or now.
+    fn end(&mut self, at: Option<SystemTime>) {
+        ENDING.set(self.user);
+        match at {
+            Some(at) => self.span.end_with_timestamp(at),
+            None => self.span.end(),
+        }
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        self.end(None);
     }
 }
 
@@ -662,6 +763,53 @@ mod tests {
         assert_eq!(sent, 0);
         assert!(dropped >= TOLD - (QUEUE + BATCH) as u64 && dropped < TOLD, "{dropped}");
         assert!(begun.elapsed() < EXPORT / 2, "the end waits for the collector");
+        runtime.shutdown_background();
+    }
+
+    #[test]
+    fn a_user_has_as_much_of_the_queue_as_is_left_free() {
+        let shares = Shares::default();
+        let flood =
+            |user| std::iter::repeat_with(|| shares.take(user)).take_while(|&is| is).count();
+
+        assert_eq!(flood(1), QUEUE / 2);
+        assert_eq!(flood(2), QUEUE / 4);
+        assert_eq!((flood(1), flood(2), flood(3)), (0, 0, QUEUE / 8));
+        (0..QUEUE / 2).for_each(|_| shares.give(1));
+        assert_eq!((flood(4), flood(1)), (QUEUE * 5 / 16, QUEUE * 5 / 32));
+        (1..=4).for_each(|user| (0..QUEUE).for_each(|_| shares.give(user)));
+        let queued = shares.queued();
+        assert_eq!((queued.all, queued.of.len()), (0, 0), "nothing is kept of who has none");
+    }
+
+    /// Whose a span is counts, not who came first.
+    #[test]
+    fn a_flood_of_some_users_pushes_out_no_span_of_another() {
+        const LAUNCH: usize = 20;
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", silent.local_addr().unwrap());
+        let target = target(&[(ENDPOINT, &endpoint)]).unwrap().unwrap();
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.worker_threads(1).enable_all().build().unwrap();
+        let traces = runtime.block_on(async { Traces::to(&target, "test") }).unwrap();
+        let begin = |traces: &Traces| {
+            drop(traces.begin("x", SpanKind::Server, &SpanContext::NONE, Vec::new()));
+        };
+        let past = Past { name: "past", time: (1, 2), attributes: Vec::new(), error: None };
+
+        for user in [1001, 1002] {
+            let flooding = traces.of_user(user);
+            (0..2 * QUEUE).for_each(|_| begin(&flooding));
+        }
+        let (_, dropped) = traces.counts();
+        let other = traces.of_user(1003);
+        for _ in 0..LAUNCH {
+            begin(&other);
+            other.tell(past.clone(), &SpanContext::NONE);
+        }
+
+        assert!(dropped > 0);
+        assert_eq!(traces.counts(), (0, dropped));
         runtime.shutdown_background();
     }
 

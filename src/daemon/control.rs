@@ -119,7 +119,7 @@ impl RunnerService for Control {
     ) -> Result<Response<LaunchResponse>, Status> {
         let peer = Peer::that_controls(&request)?;
         let node = self.node.clone();
-        let mut call = trace::Call::begin(node.traces.as_ref(), request.metadata());
+        let mut call = trace::Call::begin(node.traces.as_ref(), &peer, request.metadata());
         let request = request.into_inner();
         let answer = block(move || {
             let launched =

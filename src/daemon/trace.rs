@@ -48,11 +48,11 @@ struct Inner {
 
 impl Call {
     /// Begins the span of a call of somebody who may launch, beneath what the caller says.
-    pub(super) fn begin(traces: Option<&Traces>, metadata: &MetadataMap) -> Self {
+    pub(super) fn begin(traces: Option<&Traces>, peer: &Peer, metadata: &MetadataMap) -> Self {
         Self(traces.map(|traces| {
-            let parent = caller(metadata);
+            let (traces, parent) = (traces.of_user(peer.uid), caller(metadata));
             let call = traces.begin(METHOD, SpanKind::Server, &parent, of_call(METHOD));
-            Inner { traces: traces.clone(), call, step: None }
+            Inner { traces, call, step: None }
         }))
     }
 
