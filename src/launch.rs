@@ -6,6 +6,7 @@ use std::ffi::CString;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -646,6 +647,28 @@ fn runner_program() -> io::Result<PathBuf> {
     Ok(path)
 }
 
+/// A file of a program, told from any that is put in its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProgramFile {
+    device: u64,
+    inode: u64,
+    changed: (i64, i64),
+}
+
+impl ProgramFile {
+    /// What is at `path`; `None` if nothing is.
+    fn at(path: &Path) -> Option<Self> {
+        let file = std::fs::metadata(path).ok()?;
+        let changed = (file.ctime(), file.ctime_nsec());
+        Some(Self { device: file.dev(), inode: file.ino(), changed })
+    }
+}
+
+/// The program that is started as a runner; `None` if it is not there.
+pub fn runner_file() -> Option<ProgramFile> {
+    ProgramFile::at(&runner_program().ok()?)
+}
+
 /// Number of the descriptor that a runner nudges from its start.
 pub const FOLLOWER: i32 = 3;
 
@@ -689,7 +712,7 @@ fn become_runner(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{alone, become_ordinary, is_root};
+    use crate::testing::{TempDir, alone, become_ordinary, is_root};
 
     /// Whom a runner hears to have asked, of a request for user 4711 that it is started with.
     fn heard() -> u32 {
@@ -705,6 +728,20 @@ mod tests {
         let Some(Word::GoWith(Datagram { bytes, peer, fd })) = word else { panic!("no request") };
         assert_eq!((bytes, fd.is_some()), (request.encode_to_vec(), true));
         peer.uid
+    }
+
+    #[test]
+    fn a_program_in_whose_place_another_is_put_is_not_the_same() {
+        let dir = TempDir::new();
+        let [program, other] = ["program", "other"].map(|name| dir.path().join(name));
+        assert_eq!(ProgramFile::at(&program), None);
+        std::fs::write(&program, "v1").unwrap();
+        std::fs::write(&other, "v1").unwrap();
+        let before = ProgramFile::at(&program);
+
+        assert_eq!(ProgramFile::at(&program), before);
+        std::fs::rename(&other, &program).unwrap();
+        assert!(before.is_some() && ProgramFile::at(&program) != before);
     }
 
     #[test]

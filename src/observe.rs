@@ -63,6 +63,8 @@ pub struct Observed {
     finished: PathBuf,
     reader: Reader,
     replay: Option<Replay>,
+    /// Where the first record of a later dewar is.
+    later: Option<u64>,
 }
 
 impl Observed {
@@ -75,7 +77,7 @@ impl Observed {
         let path = root.runner(id).display().to_string();
         let reader = Reader::open(root, &Identity::runner(id.clone()))?;
         let finished = root.task(Place::Finished, id);
-        Ok(Self { path, finished, reader, replay: None })
+        Ok(Self { path, finished, reader, replay: None, later: None })
     }
 
     /// Takes in the records that are there and were not read yet, and hands each to `each` with the task after it.
@@ -132,7 +134,10 @@ impl Observed {
         let taken = match &mut self.replay {
             Some(replay) => match replay.apply(record) {
                 // Of a later dewar: who only observes passes over it (docs/checkpoint.md). A runner refuses the stream.
-                Err(ReplayError::Record { error: RecordError::UnknownKind, .. }) => Ok(()),
+                Err(ReplayError::Record { error: RecordError::UnknownKind, .. }) => {
+                    self.later.get_or_insert(offset);
+                    Ok(())
+                }
                 applied => applied.map(|applied| each(replay, &applied)),
             },
             none => Replay::new(record).map(|replay| *none = Some(replay)),
@@ -143,6 +148,21 @@ impl Observed {
     /// The task as far as it was read; `None` before its first record.
     pub fn replay(&self) -> Option<&Replay> {
         self.replay.as_ref()
+    }
+
+    /// How many bytes were read.
+    pub fn offset(&self) -> u64 {
+        self.reader.position().offset()
+    }
+
+    /// Why no runner of this version would go on with the task, for people, if it was a later one that recorded what was read.
+    pub fn by_later(&self) -> Option<String> {
+        let offset = self.later?;
+        let what = "is of a kind that this version of dewar does not know";
+        Some(format!(
+            "written by a later version: the record at byte {offset} of {} {what}",
+            self.path
+        ))
     }
 
     /// Makes durable what was read. Whoever tells of the end of a task asks for this before.
@@ -211,7 +231,11 @@ pub fn look(root: &Root, id: &TaskId, place: Place) -> Result<Sight, ObserveErro
     let ended = replay.state().phase().is_some_and(|phase| phase.is_terminal());
     let runner = if ended { None } else { runner_pid(root, id)? };
     let lost_limits = if ended { Vec::new() } else { lost_limits(id, replay) };
-    let view = TaskView { lost_limits, ..replay.view(runner) };
+    let mut view = TaskView { lost_limits, ..replay.view(runner) };
+    // While a runner lives it is one that knows them.
+    if !ended && runner.is_none() {
+        view.detail = observed.by_later().or(view.detail);
+    }
     let sight = Sight { view, accepted: replay.launch().accepted_unix_nanos };
     // What is among the finished ones was synced before it was moved there.
     if place == Place::Active && (ended || replay.state().kill().is_some()) {

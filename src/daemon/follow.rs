@@ -24,10 +24,10 @@ use crate::cgroup::{self, TaskCgroup};
 use crate::checkpoint::paths::Place;
 use crate::checkpoint::{ReadError, tasks};
 use crate::control::{self, ControlError};
-use crate::launch::{self, Console};
+use crate::launch::{self, Console, ProgramFile, runner_file};
 use crate::observe::{self, ObserveError, Observed};
 use crate::reach::{Followed, Reach};
-use crate::sys::pidfd;
+use crate::sys::pidfd::{self, Exit};
 use crate::task::TaskId;
 use crate::view::{Replay, corrupt_view, event_view};
 
@@ -35,6 +35,8 @@ use crate::view::{Replay, corrupt_view, event_view};
 const APPEARED: [u64; 6] = [2, 8, 30, 120, 500, 2000];
 /// Pauses before another runner is started for a task whose runner died, in milliseconds; the last one again and again.
 const RESTART: [u64; 6] = [0, 100, 1000, 5000, 20_000, 60_000];
+/// Time between two looks at whether a runner would go on with a task that one has refused: none is started for it.
+const REFUSED: Duration = Duration::from_secs(60);
 /// A runner that lived so long has nothing to do with the one before.
 const STABLE: Duration = Duration::from_secs(60);
 
@@ -127,6 +129,8 @@ struct Live {
     missed: usize,
     /// Whether somebody else is about to start its runner.
     appeared: bool,
+    /// What no runner goes on with.
+    refused: Option<Refused>,
     /// Whether somebody has taken it from among the tasks. Nothing is told of it, and its runner, which goes on, is waited for.
     vanished: bool,
 }
@@ -135,6 +139,38 @@ struct Live {
 struct Runner {
     followed: Followed,
     since: Instant,
+    /// How many bytes of the stream were read by then.
+    from: u64,
+}
+
+/// A stream of a later dewar, as far as it was read, and the runner that would not go on with it. Another one may.
+#[derive(PartialEq, Eq)]
+struct Refused {
+    offset: u64,
+    runner: Option<ProgramFile>,
+}
+
+impl Refused {
+    /// What would be refused now.
+    fn now(observed: &Observed) -> Self {
+        Self { offset: observed.offset(), runner: runner_file() }
+    }
+}
+
+impl Live {
+    /// Whether a runner that were started now would refuse to go on, as one has done.
+    fn is_refused(&self) -> bool {
+        self.refused.as_ref().is_some_and(|refused| *refused == Refused::now(&self.observed))
+    }
+
+    /// Its entry as it was read, and what is wrong with it.
+    fn entry(&self, detail: Option<String>) -> Option<Entry> {
+        let replay = self.observed.replay()?;
+        let mut view = replay.view(None);
+        view.detail = detail.or(view.detail);
+        let waits_for_disk = self.entry.waits_for_disk;
+        Some(Entry { waits_for_disk, ..Entry::of(&view, Some(replay.launch())) })
+    }
 }
 
 /// A time at which a runner is looked for.
@@ -338,6 +374,7 @@ impl Tasks {
             runner: None,
             missed: 0,
             appeared: new,
+            refused: None,
             vanished: false,
         };
         self.live.insert(token, live);
@@ -409,7 +446,8 @@ impl Tasks {
         if let Err(errno) = self.epoll.add(&followed.nudges, event) {
             tracing::error!(task = %live.id, %errno, "epoll_ctl");
         }
-        live.runner = Some(Runner { followed, since: Instant::now() });
+        let from = live.observed.offset();
+        live.runner = Some(Runner { followed, since: Instant::now(), from });
     }
 
     /// Takes back a task of which a power cut has left nothing but that it is active.
@@ -457,11 +495,15 @@ impl Tasks {
             return;
         }
         let Some(live) = self.live.get_mut(&token) else { return };
+        let mut has_refused = false;
         if let Some(runner) = live.runner.take() {
             let _ = self.epoll.delete(&runner.followed.nudges);
             // Ours is a zombie until it is waited for.
             if let Some(pidfd) = &runner.followed.pidfd {
-                let _ = pidfd::wait(pidfd.as_fd());
+                let exit = pidfd::wait(pidfd.as_fd());
+                // One that was killed might have gone on.
+                has_refused =
+                    matches!(exit, Ok(Exit::Code(_))) && runner.from == live.observed.offset();
             }
             if runner.since.elapsed() > STABLE {
                 live.missed = 0;
@@ -469,6 +511,8 @@ impl Tasks {
         }
         if over {
             self.forget(token);
+        } else if let Some(why) = live.observed.by_later().filter(|_| has_refused) {
+            self.refused(token, why);
         } else {
             self.registry.runner_died();
             let pause = RESTART[live.missed.min(RESTART.len() - 1)];
@@ -477,6 +521,19 @@ impl Tasks {
             live.appeared = false;
             self.due.push(Due { at: Instant::now() + Duration::from_millis(pause), token });
         }
+    }
+
+    /// Leaves a task alone that a runner has refused to go on with, and says so once.
+    fn refused(&mut self, token: u64, why: String) {
+        let Some(live) = self.live.get_mut(&token) else { return };
+        tracing::error!(task = %live.id, why, "no runner is started for the task until its stream, dewar-runner or the daemon is another");
+        live.refused = Some(Refused::now(&live.observed));
+        live.appeared = false;
+        if let Some(entry) = live.entry(Some(why)) {
+            live.entry = entry;
+            self.registry.found(&live.id, live.entry.clone());
+        }
+        self.due.push(Due { at: Instant::now() + REFUSED, token });
     }
 
     /// The runner of a task waits until it can write, or does so no more.
@@ -509,10 +566,8 @@ impl Tasks {
                 events.push(News::Event(Arc::new(event)));
             }
         });
-        if let (true, Some(replay)) = (changed, live.observed.replay()) {
-            let waits_for_disk = live.entry.waits_for_disk;
-            let entry = Entry::of(&replay.view(None), Some(replay.launch()));
-            live.entry = Entry { waits_for_disk, ..entry };
+        if changed && let Some(entry) = live.entry(None) {
+            live.entry = entry;
         }
         if !events.is_empty() {
             self.registry.happened(&live.id, &live.entry, events);
@@ -577,6 +632,10 @@ impl Tasks {
                 }
                 return;
             }
+            Err(ControlError::Absent(_)) if live.is_refused() => {
+                self.due.push(Due { at: Instant::now() + REFUSED, token });
+                return;
+            }
             Err(ControlError::Absent(_)) if live.appeared => {
                 if let Some(&pause) = APPEARED.get(live.missed) {
                     live.missed += 1;
@@ -593,6 +652,12 @@ impl Tasks {
         match followed {
             Ok(followed) => {
                 sweep(live);
+                if live.refused.take().is_some()
+                    && let Some(entry) = live.entry(None)
+                {
+                    live.entry = entry;
+                    self.registry.found(&live.id, live.entry.clone());
+                }
                 self.be_followed(token, followed);
             }
             Err(why) => {
@@ -708,6 +773,24 @@ mod tests {
             state = state.or((of == id).then(|| entry.summary.state()));
         });
         state
+    }
+
+    /// Attack 41: as somebody has gone on with it who knows all of it.
+    #[test]
+    fn what_was_refused_is_so_until_the_stream_has_grown() {
+        let scene = Scene::new();
+        let id = active(&scene, "later");
+        let mut tasks = following(&scene);
+        let token = tasks.tokens[&id];
+        let live = tasks.live.get_mut(&token).unwrap();
+        let now = || Refused::now(&live.observed);
+        let before = Refused { offset: now().offset - 1, ..now() };
+
+        assert!(now().offset > 0 && !live.is_refused());
+        live.refused = Some(now());
+        assert!(live.is_refused());
+        live.refused = Some(before);
+        assert!(!live.is_refused());
     }
 
     /// V30: by hand, as dewar does not.

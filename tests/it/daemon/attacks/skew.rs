@@ -24,6 +24,8 @@ use dewar::sys::socket;
 use dewar::task::TaskId;
 use dewar::task::file::Bindings;
 use dewar::{identity, launch};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use prost::Message;
 use tonic::Code;
 
@@ -216,14 +218,70 @@ fn a_newer_runner_is_observed_and_asked_and_its_stream_not_written_on() {
     drop(other);
     let log = node.scene.path("daemon.log");
     let logged = |text: &str| fs::read_to_string(&log).unwrap().matches(text).count();
-    wait_until("the daemon tries", || logged("the runner is gone") >= 2);
-    assert_eq!(node.get().state(), TaskState::Active);
+    wait_until("the daemon has tried", || logged("written by a later version") > 0);
+    let task = node.get();
+    assert_eq!(task.state(), TaskState::Active);
+    let why = "is of a kind that this version of dewar does not know";
+    assert!(task.detail.is_some_and(|detail| detail.contains(why)));
     assert!(!node.scene.sandbox().join(".logs").exists(), "something was started");
     // Nor is anything recorded for whoever asks.
     let mut runner = node.runner();
     let kill = KillRequest { task_id, ..KillRequest::default() };
     let refused = node.runtime.block_on(runner.kill(kill)).unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    assert!(bytes_of(&node.scene.stream()) == before, "it was written on");
+}
+
+/// attack 41: after a downgrade. A runner is started once, and again only by another daemon, while those of other tasks are replaced by
+/// the same rule as ever.
+#[test]
+fn a_task_that_runners_refuse_is_told_once_and_left_alone() {
+    let (mut other, mut node) = skewed();
+    other.record_something_new();
+    let id = node.scene.id().to_owned();
+    let before = bytes_of(&node.scene.stream());
+    let log = node.scene.path("daemon.log");
+    let logged = |text: &str, id: &str| {
+        let of_it = format!(" task={id} ");
+        let log = fs::read_to_string(&log).unwrap();
+        let mut lines: Vec<_> = log.lines().map(|line| format!("{line} ")).collect();
+        lines.retain(|line| line.contains(text) && line.contains(&of_it));
+        lines.len()
+    };
+    let refused = || logged("written by a later version", &id);
+    let started = |id: &str| logged("a runner was started", id);
+    drop(other);
+    wait_until("it is told", || refused() == 1);
+    let mut observer = node.observer();
+    let listed = observer.list_tasks(proto::ListTasksRequest::default());
+    let listed = node.runtime.block_on(listed).unwrap().into_inner().tasks;
+    assert!(listed[0].detail.as_ref().unwrap().starts_with("written by a later"), "{listed:?}");
+
+    // Another task, whose runner is killed twice: the second time another one is started a while later, as it would be for that task.
+    let gate = node.scene.gate("gate");
+    let mut request = node.request(&task([p("a", gate.hold())]));
+    let killed = format!("{id}.killed");
+    (request.task_id, request.sandbox) = (Some(killed.clone()), None);
+    let mut runner = node.runner();
+    let launched = node.runtime.block_on(runner.launch(request)).unwrap();
+    let mut pid = launched.into_inner().task.unwrap().runner_pid.unwrap();
+    for times in 1..=2 {
+        kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+        wait_until("another is started", || started(&killed) == times);
+        let get = proto::GetTaskRequest { task_id: killed.clone() };
+        wait_until("it leads", || {
+            let task = node.runtime.block_on(observer.get_task(get.clone())).unwrap();
+            let now = task.into_inner().task.unwrap().runner_pid;
+            now.filter(|&now| now != pid).inspect(|&now| pid = now).is_some()
+        });
+    }
+    gate.open();
+    assert_eq!((refused(), started(&id)), (1, 1));
+
+    node.kill();
+    node.serve_again();
+    wait_until("the next daemon tells it", || refused() == 2);
+    assert_eq!(started(&id), 2);
     assert!(bytes_of(&node.scene.stream()) == before, "it was written on");
 }
 
