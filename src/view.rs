@@ -261,6 +261,12 @@ pub fn task_usage(state: &TaskState) -> Option<Usage> {
     state.usage().copied().or_else(runs)
 }
 
+/// How many processes have succeeded, but for those whose end nobody waits for.
+pub fn done_count(view: &TaskView) -> usize {
+    let is_done = |of: &&ProcessView| of.state() == proto::ProcessState::Success && !of.daemon;
+    view.processes.iter().filter(is_done).count()
+}
+
 /// What is told about a task whose checkpoint cannot be read: `read` is as far as it could be.
 pub fn corrupt_view(task_id: &str, read: Option<&Replay>, detail: String) -> TaskView {
     let view = read.map(|replay| replay.view(None)).unwrap_or_default();

@@ -16,7 +16,7 @@ use crate::control::Request;
 use crate::explain::explain;
 use crate::meter::{Detail, Meter};
 use crate::observe::{self, Sight};
-use crate::proto::{TaskExplanation, TaskUsage, TaskView, Timestamp};
+use crate::proto::{TaskExplanation, TaskSummary, TaskUsage, TaskView, Timestamp};
 use crate::task::TaskId;
 
 #[cfg(feature = "net")]
@@ -24,7 +24,7 @@ use {
     super::args::{AddressArg, NodeArg},
     super::term::escape,
     crate::client::{Address, Client, ClientError},
-    crate::proto::{RemoveRequest, TaskFilter, TaskState, TaskSummary},
+    crate::proto::{RemoveRequest, TaskFilter, TaskState},
     tonic::Code,
 };
 
@@ -43,7 +43,26 @@ pub(super) enum Node {
 }
 
 /// A task that was looked at, or why it cannot be told of.
-pub(super) type Seen = (TaskId, Result<Sight, Failure>);
+pub(super) type Seen = (TaskId, Result<Told, Failure>);
+
+/// What is known of a task.
+#[derive(Debug)]
+pub(super) enum Told {
+    /// All that there is.
+    All(Box<Sight>),
+    /// What a list of the daemon says of a task that has ended.
+    #[cfg_attr(not(feature = "net"), expect(dead_code, reason = "there is no daemon"))]
+    Listed(Box<TaskSummary>),
+}
+
+/// How much is to be known of tasks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Depth {
+    /// What is on a line of `dewar status`.
+    Line,
+    /// All that there is.
+    All,
+}
 
 /// Tells what a task uses.
 pub(super) type Gauge<'a> = Box<dyn FnMut() -> Result<TaskUsage, Failure> + 'a>;
@@ -113,7 +132,13 @@ impl Node {
     /// # Errors
     ///
     /// [`Failure`]; one task that cannot be read hides no other.
-    pub(super) fn look(&self, patterns: &Patterns, which: Which) -> Result<Vec<Seen>, Failure> {
+    pub(super) fn look(
+        &self,
+        patterns: &Patterns,
+        which: Which,
+        #[cfg_attr(not(feature = "net"), expect(unused_variables, reason = "all is read here"))]
+        depth: Depth,
+    ) -> Result<Vec<Seen>, Failure> {
         match self {
             Self::Root(root) => {
                 let tasks = observe::list(root)?.into_iter();
@@ -122,7 +147,7 @@ impl Node {
                 let tasks = tasks.filter(|(id, place)| may_be(*place) && patterns.matches(id));
                 let look = |(id, place)| {
                     let sight = observe::look(root, &id, place).map_err(Failure::from);
-                    (id, sight)
+                    (id, sight.map(|sight| Told::All(Box::new(sight))))
                 };
                 Ok(tasks.map(look).collect())
             }
@@ -132,7 +157,14 @@ impl Node {
                 tasks.retain(|task| {
                     TaskId::new(&*task.task_id).is_ok_and(|id| patterns.matches(&id))
                 });
-                Ok(sights(client, &tasks))
+                // A call for each task takes longer than all else. Of a daemon of before a list says less.
+                let is_told =
+                    |task: &TaskSummary| depth == Depth::Line && task.process_count.is_some();
+                let (told, asked): (Vec<_>, Vec<_>) = tasks.into_iter().partition(is_told);
+                let told = told.into_iter().filter_map(|task| {
+                    Some((TaskId::new(&*task.task_id).ok()?, Ok(Told::Listed(Box::new(task)))))
+                });
+                Ok(told.chain(sights(client, &asked)).collect())
             }
         }
     }
@@ -362,7 +394,10 @@ fn sights(client: &Client, tasks: &[TaskSummary]) -> Vec<Seen> {
         let id = TaskId::new(&*task.task_id).ok()?;
         match view {
             Err(status) if status.code() == Code::NotFound => None,
-            view => Some((id, view.map(|view| sight(task, view)).map_err(Failure::from))),
+            view => {
+                let told = view.map(|view| Told::All(Box::new(sight(task, view))));
+                Some((id, told.map_err(Failure::from)))
+            }
         }
     };
     tasks.iter().zip(client.views(&ids)).filter_map(seen).collect()

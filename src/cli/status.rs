@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::args::{Only, Status, StatusOutput};
 use super::failure::{Failure, status};
-use super::node::Which;
+use super::node::{Depth, Told, Which};
 use super::nodes::{Nodes, told};
 use super::out::Out;
 use super::pattern::Patterns;
@@ -13,10 +13,10 @@ use super::table::{self, Align};
 use super::term::{Style, escape};
 use super::{json, report, words};
 use crate::causes::tell;
-use crate::observe::Sight;
-use crate::proto::{ProcessState, ProcessView, Resources, TaskState, TaskView, Timestamp};
+use crate::proto::{ProcessView, Resources, TaskState, TaskView, Timestamp};
 use crate::task;
 use crate::task::written::assignments;
+use crate::view::done_count;
 
 /// Tells of the tasks that were asked for.
 ///
@@ -31,13 +31,17 @@ pub(super) fn run(args: &Status) -> Result<u8, Failure> {
         Some(Only::Active) => Which::Active,
         Some(Only::Finished) => Which::Finished,
     };
-    let mut sights = Vec::new();
+    let depth = match (args.output, args.verbose) {
+        (StatusOutput::Table, 0) => Depth::Line,
+        _ => Depth::All,
+    };
+    let mut tasks = Vec::new();
     let mut exit = status::SUCCESS;
-    let looked = nodes.gather(|node| node.look(&patterns, which), told(&mut exit))?;
-    for (number, (id, sight)) in looked {
-        match sight {
-            Ok(sight) if wanted(args.only, sight.view.state()) => {
-                sights.push(Seen { sight, root: nodes.root(number) });
+    let looked = nodes.gather(|node| node.look(&patterns, which, depth), told(&mut exit))?;
+    for (number, (id, task)) in looked {
+        match task {
+            Ok(task) if wanted(args.only, task.state()) => {
+                tasks.push(Seen { task, root: nodes.root(number) });
             }
             Ok(_) => {}
             Err(failure) => {
@@ -46,24 +50,54 @@ pub(super) fn run(args: &Status) -> Result<u8, Failure> {
             }
         }
     }
-    if sights.is_empty() && exit == status::SUCCESS && is_choosy(args) {
+    if tasks.is_empty() && exit == status::SUCCESS && is_choosy(args) {
         return Err(Failure::NothingMatched(format!("no such task {nodes}")));
     }
-    sights.sort_by(|Seen { sight: a, .. }, Seen { sight: b, .. }| {
-        (a.accepted, &a.view.task_id).cmp(&(b.accepted, &b.view.task_id))
-    });
+    tasks.sort_by(|Seen { task: a, .. }, Seen { task: b, .. }| a.place().cmp(&b.place()));
     Out::default().write(match args.output {
-        StatusOutput::Json => lines_of_json(&sights)?,
-        StatusOutput::Table => table(&sights, args.verbose, now(), stdout_style()),
+        StatusOutput::Json => lines_of_json(&tasks)?,
+        StatusOutput::Table => table(&tasks, args.verbose, now(), stdout_style()),
     })?;
     Ok(exit)
 }
 
 /// A task that is told of.
 struct Seen {
-    sight: Sight,
+    task: Told,
     /// Its root, where several were named.
     root: Option<String>,
+}
+
+impl Told {
+    fn state(&self) -> TaskState {
+        match self {
+            Self::All(sight) => sight.view.state(),
+            Self::Listed(task) => task.state(),
+        }
+    }
+
+    /// Where it comes among others: by its acceptance, and then by its id.
+    fn place(&self) -> (i64, &str) {
+        match self {
+            Self::All(sight) => (sight.accepted, &sight.view.task_id),
+            Self::Listed(task) => {
+                (task.accept_time.map_or(0, |time| time.unix_nanos()), &task.task_id)
+            }
+        }
+    }
+
+    fn row(&self, now: Timestamp) -> [String; 5] {
+        match self {
+            Self::All(sight) => row(&sight.view, now),
+            Self::Listed(task) => [
+                words::name(&task.task_id),
+                words::task_state(task.state()).to_owned(),
+                since(task.end_time, now),
+                format!("{}/{}", task.done_count(), task.process_count()),
+                "-".to_owned(),
+            ],
+        }
+    }
 }
 
 /// Whether a part of the tasks was asked for, so that there might have been nothing.
@@ -83,8 +117,12 @@ fn wanted(only: Option<Only>, state: TaskState) -> bool {
     }
 }
 
-fn lines_of_json(sights: &[Seen]) -> Result<String, Failure> {
-    sights.iter().map(|seen| json::task(&seen.sight.view, seen.root.as_deref())).collect()
+fn lines_of_json(tasks: &[Seen]) -> Result<String, Failure> {
+    let line = |Seen { task, root }: &Seen| match task {
+        Told::All(sight) => json::task(&sight.view, root.as_deref()),
+        Told::Listed(task) => json::rooted(task, root.as_deref()),
+    };
+    tasks.iter().map(line).collect()
 }
 
 fn now() -> Timestamp {
@@ -93,40 +131,45 @@ fn now() -> Timestamp {
 }
 
 /// A line for each task, and beneath it what `verbose` asks for.
-fn table(sights: &[Seen], verbose: u8, now: Timestamp, style: Style) -> String {
+fn table(tasks: &[Seen], verbose: u8, now: Timestamp, style: Style) -> String {
     let heading = ["TASK", "STATE", "SINCE", "DONE", "RUNNER"].map(str::to_owned);
-    let rows = sights.iter().map(|seen| row(&seen.sight.view, now));
+    let rows = tasks.iter().map(|seen| seen.task.row(now));
     let rows: Vec<_> = std::iter::once(heading).chain(rows).collect();
     let aligns = [Align::Left, Align::Left, Align::Right, Align::Right, Align::Right];
     let lines = table::lines(&rows, aligns, |row, column, text| match (row, column) {
         (0, _) => style.dim(text),
-        (row, 1) => style.task(sights[row - 1].sight.view.state(), text),
+        (row, 1) => style.task(tasks[row - 1].task.state(), text),
         _ => text.into(),
     });
-    let roots = sights.iter().map(|seen| seen.root.as_deref());
+    let roots = tasks.iter().map(|seen| seen.root.as_deref());
     let mut lines = table::rooted(lines, roots, style).into_iter();
     let mut text = lines.next().unwrap_or_default() + "\n";
-    for (line, Seen { sight, .. }) in lines.zip(sights) {
+    for (line, Seen { task, .. }) in lines.zip(tasks) {
         text = text + &line + "\n";
-        push_details(&mut text, &sight.view, verbose, style);
+        if let Told::All(sight) = task {
+            push_details(&mut text, &sight.view, verbose, style);
+        }
     }
     text
 }
 
 fn row(view: &TaskView, now: Timestamp) -> [String; 5] {
-    let since = view.state_history.last().and_then(|entry| entry.time);
-    let done = view.processes.iter().filter(|process| is_done(process)).count();
+    let entered = view.state_history.last().and_then(|entry| entry.time);
     [
         words::name(&view.task_id),
         state(view),
-        since.map(|since| words::span(words::between(since, now))).unwrap_or_default(),
-        format!("{done}/{}", view.processes.len()),
+        since(entered, now),
+        format!("{}/{}", done_count(view), view.processes.len()),
         match view.runner_pid {
             Some(pid) => pid.to_string(),
             None if is_left_alone(view) => "none".to_owned(),
             None => "-".to_owned(),
         },
     ]
+}
+
+fn since(time: Option<Timestamp>, now: Timestamp) -> String {
+    time.map(|time| words::span(words::between(time, now))).unwrap_or_default()
 }
 
 /// Whether a runner should drive the task, and none does: what is told of its runs may have changed since.
@@ -139,11 +182,6 @@ fn is_left_alone(view: &TaskView) -> bool {
 fn state(view: &TaskView) -> String {
     let state = words::task_state(view.state());
     if view.paused_since.is_some() { format!("{state} paused") } else { state.to_owned() }
-}
-
-/// Whether a process has succeeded, or ended where nobody waits for it.
-fn is_done(process: &ProcessView) -> bool {
-    process.state() == ProcessState::Success && !process.daemon
 }
 
 fn push_details(text: &mut String, view: &TaskView, verbose: u8, style: Style) {
@@ -220,6 +258,7 @@ fn facts(view: &TaskView) -> Vec<(&'static str, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::observe::Sight;
     use crate::state::Phase;
     use crate::view::corrupt_view;
     use crate::view::tests::{Script, exited, launch, process, task};
@@ -229,8 +268,11 @@ mod tests {
         script.enter(Phase::Active).run(0, 0, exited(0)).start(1, 0);
         let corrupt =
             corrupt_view("bad-1", None, "/r/runner is corrupt at byte 40: bad sum".to_owned());
-        let sight = |view| Seen { sight: Sight { view, accepted: 0 }, root: None };
-        vec![sight(script.replay.view(Some(4711))), sight(corrupt)]
+        vec![seen(script.replay.view(Some(4711))), seen(corrupt)]
+    }
+
+    fn seen(view: TaskView) -> Seen {
+        Seen { task: Told::All(Box::new(Sight { view, accepted: 0 })), root: None }
     }
 
     fn told(verbose: u8) -> String {
@@ -243,8 +285,8 @@ mod tests {
         let mut script = Script::new(launch(task(vec![process("a")], &[])));
         script.enter(Phase::Active).start(0, 0);
         let told = |script: &Script| {
-            let sight = Sight { view: script.replay.view(None), accepted: 0 };
-            table(&[Seen { sight, root: None }], 0, Timestamp::default(), Style::Plain)
+            let seen = seen(script.replay.view(None));
+            table(&[seen], 0, Timestamp::default(), Style::Plain)
         };
 
         assert_eq!(
@@ -263,7 +305,8 @@ web-1  ACTIVE  0.00s   0/1    none
     #[test]
     fn a_limit_that_is_lost_is_told_without_being_asked() {
         let mut sights = sights();
-        sights[0].sight.view.lost_limits = vec!["resources.ram: \x1b gone".to_owned()];
+        let Told::All(sight) = &mut sights[0].task else { panic!("it was looked at") };
+        sight.view.lost_limits = vec!["resources.ram: \x1b gone".to_owned()];
 
         let told = table(&sights, 0, Timestamp::default(), Style::Plain);
 

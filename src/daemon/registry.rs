@@ -16,6 +16,7 @@ use crate::proto::{
 };
 use crate::sys::clock;
 use crate::task::TaskId;
+use crate::view::done_count;
 
 /// Items of history that are kept.
 const HISTORY: usize = 1 << 16;
@@ -38,6 +39,9 @@ impl Entry {
     pub(super) fn of(view: &TaskView, launch: Option<&Launch>) -> Self {
         let accepted = launch.map(|launch| launch.accepted_unix_nanos);
         let ended = is_terminal(view.state()).then(|| view.state_history.last()?.time).flatten();
+        // Of one that has not ended it would be told as it was when that last came into another state.
+        let is_over = is_terminal(view.state());
+        let of_processes = |count: usize| is_over.then(|| u32::try_from(count).unwrap_or(u32::MAX));
         let summary = TaskSummary {
             task_id: view.task_id.clone(),
             name: view.name.clone(),
@@ -48,6 +52,8 @@ impl Entry {
             labels: view.labels.clone(),
             detail: view.detail.clone(),
             is_paused: view.paused_since.is_some(),
+            process_count: of_processes(view.processes.len()),
+            done_count: of_processes(done_count(view)),
         };
         let owner = launch.and_then(|launch| launch.identity.as_ref()).map(|who| who.uid);
         Self { summary: Arc::new(summary), owner, waits_for_disk: false }

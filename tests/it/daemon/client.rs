@@ -13,6 +13,40 @@ use super::node::Node;
 use crate::support::{DEADLINE, DEWAR, Output, Pid, Scene, Task, need_root, p, task, wait_until};
 use crate::terminal::Terminal;
 
+/// The list of tasks has all that is on the line of one that has ended: for a node of thousands that is one call, not thousands.
+#[test]
+fn a_task_that_has_ended_is_told_as_the_list_has_it_and_not_asked_for() {
+    let mut node = Node::new();
+    let daemon = p("c", "true").with("daemon", true);
+    node.launch(&task([p("a", "true"), p("b", "exit 3"), daemon]).order(["a", "b"]));
+    node.wait();
+    node.scene.wait_until_led_by_nobody();
+    let id = node.scene.id().to_owned();
+    wait_until("it is listed so", || ask(&node, &["status"]).stdout.contains(" FAILED "));
+    let row = |told: Output| {
+        assert_eq!(told.status, Some(0), "{told:?}");
+        let row = told.stdout.lines().nth(1).unwrap_or_default();
+        let mut words: Vec<_> = row.split_whitespace().map(str::to_owned).collect();
+        let since = words.remove(2);
+        assert!(since.ends_with('s'), "{told:?}");
+        words
+    };
+    let by_root = row(node.scene.dewar(&["status"]));
+    assert_eq!(by_root, [&*id, "FAILED", "1/3", "-"]);
+    let verbose = ask(&node, &["status", "-v"]);
+    assert!(verbose.stdout.contains("\n  sandbox: "), "{verbose:?}");
+
+    // Whoever is asked for it reads it.
+    fs::write(node.scene.stream(), "nothing that is known").unwrap();
+
+    assert_eq!(row(ask(&node, &["status"])), by_root);
+    assert_eq!(row(ask(&node, &["status", "--only", "finished", &id])), by_root);
+    for more in [&["-v"][..], &["--output", "json"]] {
+        let told = ask(&node, &[&["status"], more].concat());
+        assert!(told.stdout.contains("CORRUPT"), "{told:?}");
+    }
+}
+
 /// `dewar COMMAND … --address SOCKET`, not started yet.
 pub(super) fn asking(node: &Node, arguments: &[&str]) -> Command {
     let (command, rest) = arguments.split_first().unwrap();
