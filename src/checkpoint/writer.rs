@@ -32,7 +32,7 @@ use super::lock::Locked;
 use super::paths::Root;
 use super::reader::{Cursor, Position, ReadError, Tail, refuse, retry};
 use crate::proto::{Record, record::Kind};
-use crate::sys::lock;
+use crate::sys::{self, lock};
 
 /// Space is reserved in steps of this many bytes: the usual block of a file system.
 const RESERVE_STEP: u64 = 4 << 10;
@@ -393,7 +393,7 @@ impl Writer {
 
     fn write_error(&self, call: &'static str, source: io::Error) -> WriteError {
         match source.raw_os_error().map(Errno::from_raw) {
-            Some(Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG) => {
+            Some(errno) if sys::is_no_space(errno) => {
                 WriteError::NoSpace { path: self.path.clone(), source }
             }
             _ => IoError::new(call, &self.path, source).into(),

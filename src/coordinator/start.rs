@@ -38,7 +38,7 @@ use crate::sandbox::{PathError, Sandbox};
 use crate::sys::clone::clone_into;
 use crate::sys::exec::{Image, exit_now};
 use crate::sys::ids::Capabilities;
-use crate::sys::{fs, ids, inherit, limit, signal, terminal};
+use crate::sys::{self, fs, ids, inherit, limit, signal, terminal};
 use crate::task::{Logger, ProcessName, TaskId};
 
 /// The shell of every run.
@@ -366,7 +366,7 @@ impl LaunchFailed {
 
     /// Whether a disk, quota or file size limit is reached.
     pub(super) fn is_no_space(&self) -> bool {
-        matches!(self.errno, Some(Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG))
+        self.errno.is_some_and(sys::is_no_space)
     }
 
     /// Whether the same call may well succeed soon: it failed for want of something, or was interrupted.

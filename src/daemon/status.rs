@@ -15,6 +15,7 @@ use crate::launch::LaunchError;
 use crate::observe::ObserveError;
 use crate::reach::ReachError;
 use crate::request::RequestError;
+use crate::sys;
 use crate::task::{TaskId, Violation};
 
 /// Domain of every `ErrorInfo`.
@@ -171,12 +172,12 @@ pub(crate) fn of_launch(error: &LaunchError) -> Status {
     }
 }
 
-/// Whether something could not be written for want of space: disk, or quota.
+/// Whether something could not be written for want of space.
 fn wants_space(error: &(dyn Error + 'static)) -> bool {
     std::iter::successors(Some(error), |&error| error.source()).any(|error| {
         let number = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
         let errno = number.map(Errno::from_raw).or(error.downcast_ref::<Errno>().copied());
-        matches!(errno, Some(Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG))
+        errno.is_some_and(sys::is_no_space)
     })
 }
 

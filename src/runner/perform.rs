@@ -18,7 +18,7 @@ use crate::failpoint::{Failpoint, hit};
 use crate::proto::record::Kind;
 use crate::proto::{KillStage, Unkillable, Usage, Verdict, VerdictReason};
 use crate::state::{Event, Outcome, Phase, RunEnd, RunState, RunStep};
-use crate::sys::{clock, clone, pidfd, process};
+use crate::sys::{self, clock, clone, pidfd, process};
 
 /// Something that is to be done, and whose record is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -202,7 +202,7 @@ impl Runner {
         error: io::Error,
     ) -> Result<(), RunnerError> {
         let Some(live) = self.live.get_mut(&process) else { return Ok(()) };
-        if is_no_space(&error) {
+        if error.raw_os_error().map(Errno::from_raw).is_some_and(sys::is_no_space) {
             if !std::mem::replace(&mut live.waits_for_disk, true) {
                 say(format!(
                     "dewar-runner: {}: no space to start a run, waiting: {error}",
@@ -539,10 +539,4 @@ fn io_error(error: impl Error + Send + Sync + 'static) -> io::Error {
         cause = here.source();
     }
     io::Error::other(error)
-}
-
-/// Disk, quota or file size limit.
-fn is_no_space(error: &io::Error) -> bool {
-    let errno = error.raw_os_error().map(Errno::from_raw);
-    matches!(errno, Some(Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG))
 }

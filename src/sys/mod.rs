@@ -57,6 +57,11 @@ pub mod xattr;
 
 use nix::errno::Errno;
 
+/// Whether a call failed for want of space: of a file system, of a quota on it, or below the limit of the size of files.
+pub fn is_no_space(errno: Errno) -> bool {
+    matches!(errno, Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG)
+}
+
 /// The result of a raw system call: `-1` means errno.
 fn check(result: libc::c_long) -> Result<libc::c_long, Errno> {
     if result == -1 { Err(Errno::last()) } else { Ok(result) }
