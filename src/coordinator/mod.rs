@@ -47,7 +47,7 @@ use verdict::{Limits, ended, not_started};
 /// Bytes set aside for the records of a run, so that a disk that fills up meanwhile cannot take its end.
 pub const RESERVE: u64 = 4096;
 
-/// In a nudge, beside the index of the process: its records cannot be written yet.
+/// In a nudge, beside the index of the process: its records cannot be written yet, or there is no space for its run to begin.
 pub const WAITS: u32 = 1 << 31;
 
 /// Tries to start a run before it is given up, if what failed may not fail the next time.
@@ -163,14 +163,14 @@ impl<'a> Coordinator<'a> {
 
     /// Step 2, which either gives a run or leaves nothing behind.
     ///
-    /// A call that failed for want of something is tried again: it says nothing about the run. Space is waited for, for
-    /// as long as the runner waits for RUNNING.
+    /// A call that failed for want of something is tried again: it says nothing about the run. Space is waited for, and the
+    /// runner told so, for as long as the runner waits for RUNNING.
     fn start(&mut self) -> Result<Running, LaunchFailed> {
         let mut pause = *RETRY.start();
         let mut tries = 1;
         loop {
             match self.try_start() {
-                Err(failure) if failure.is_no_space() => {}
+                Err(failure) if failure.is_no_space() => self.say(self.job.process | WAITS),
                 Err(failure) if failure.is_passing() && tries < START_TRIES => tries += 1,
                 done => return done,
             }

@@ -193,7 +193,7 @@ struct Live {
     is_of_earlier_boot: bool,
     /// Tries to fork its coordinator that failed in a row.
     failed_starts: u32,
-    /// Its start found no space, and that was said; or its coordinator cannot write.
+    /// Its start found no space, and that was said; or its coordinator has none.
     waits_for_disk: bool,
 }
 
@@ -522,7 +522,7 @@ impl Runner {
         Ok(())
     }
 
-    /// Coordinators that appended say so with the index of their process, and those that cannot write, with [`WAITS`].
+    /// Coordinators that appended say so with the index of their process, and those that have no space, with [`WAITS`].
     fn take_nudges(&mut self) -> Result<(), RunnerError> {
         let mut buffer = [0; 4096];
         loop {

@@ -171,13 +171,41 @@ fn an_end_that_cannot_be_written_is_kept() {
     bench.touch(&task, "go");
     wait_for("the end is not tried again", || tries() >= 3);
     // The runner tells that: it has heard of it.
-    let nudges = UnixStream::from(control::follow(bench.root(), &task).unwrap());
-    nudges.set_read_timeout(Some(DEADLINE)).unwrap();
-    assert!(BufReader::new(nudges).bytes().any(|nudge| nudge.unwrap() == 1));
+    assert!(waits(&bench, &task).any(|waits| waits));
     assert_eq!(bench.history(&task).states(), ["r", "", ""]);
     runner.kill();
     fs::remove_file(&token).unwrap();
     bench.resume(&task);
 
     assert_eq!(bench.history(&task).states(), ["S", "S", "S"]);
+}
+
+/// Space that a coordinator needs for the start of its run, as where the sandbox is full.
+#[test]
+fn a_run_whose_coordinator_has_no_space_waits_to_begin() {
+    let bench = Bench::new();
+    let task = bench.accept("t", &chain());
+    let token = bench.dir().join("full");
+    fs::write(&token, "").unwrap();
+    let full = format!("coordinator::forked=ENOSPC*@{}", token.display());
+    let mut runner = bench.start_with(&task, &[("DEWAR_FAILPOINT", full)]);
+    bench.wait_until(&task, "no run is opened", |history| history.states()[0] == "w");
+
+    let mut told = waits(&bench, &task);
+    assert!(told.any(|waits| waits));
+    fs::remove_file(&token).unwrap();
+    assert!(told.any(|waits| !waits));
+    bench.wait_running(&task, 0, 0);
+    bench.touch(&task, "go");
+    assert!(runner.wait().success());
+
+    bench.assert_over(&task);
+    assert_eq!(bench.history(&task).states(), ["S", "S", "S"]);
+}
+
+/// What a follower is told: whether the runner waits for the disk.
+fn waits(bench: &Bench, task: &TaskId) -> impl Iterator<Item = bool> {
+    let nudges = UnixStream::from(control::follow(bench.root(), task).unwrap());
+    nudges.set_read_timeout(Some(DEADLINE)).unwrap();
+    BufReader::new(nudges).bytes().map(|nudge| nudge.unwrap() != 0)
 }
