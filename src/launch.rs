@@ -26,7 +26,7 @@ use crate::proto::record::Kind;
 use crate::proto::{ControlRequest, Launch};
 use crate::sys::exec::{Image, exit_now};
 use crate::sys::socket::{Datagram, Peer};
-use crate::sys::{clock, clone, fds, fs, limit, signal, socket};
+use crate::sys::{self, clock, clone, fds, fs, limit, signal, socket};
 use crate::task::TaskId;
 
 /// Times that the stream of a new task is tried to be made.
@@ -462,7 +462,7 @@ pub enum Console {
     Inherit,
     /// All to our own standard error: our standard output is for a program.
     Stderr,
-    /// Nowhere; what the runner itself has to say goes to `runner.log` in the checkpoint directory.
+    /// Nowhere; what the runner itself has to say goes to `runner.log` in the checkpoint directory, where that can be made.
     Log,
 }
 
@@ -607,11 +607,7 @@ pub fn prepare_runner(
         let image = image(&program, root.path(), task, base);
         let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
         let log = match console {
-            Console::Log => std::fs::OpenOptions::new()
-                .append(true)
-                .create(true)
-                .open(root.checkpoint(task).join("runner.log"))?
-                .into(),
+            Console::Log => runner_log(root, task)?,
             _ => fs::duplicate_above_standard(io::stderr())?,
         };
         let out = match console {
@@ -632,6 +628,16 @@ pub fn prepare_runner(
         Ok(Waiting(Started { pid: pid.as_raw(), pidfd, nudges: ours }))
     };
     start().map_err(|error| start_error(program.clone(), error))
+}
+
+/// `runner.log`, or `/dev/null` where there is no space for it: a task without a runner could not even be killed.
+fn runner_log(root: &Root, task: &TaskId) -> io::Result<OwnedFd> {
+    let open = |path: &Path| std::fs::OpenOptions::new().append(true).create(true).open(path);
+    let log = open(&root.checkpoint(task).join("runner.log")).or_else(|error| {
+        let errno = error.raw_os_error().map(Errno::from_raw);
+        if errno.is_some_and(sys::is_no_space) { open("/dev/null".as_ref()) } else { Err(error) }
+    });
+    Ok(log?.into())
 }
 
 fn start_error(path: PathBuf, error: io::Error) -> LaunchError {

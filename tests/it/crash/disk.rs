@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::bench::{Bench, wait_for};
 use super::tasks::{MARK, deaf};
-use crate::support::{DEADLINE, Disk};
+use crate::support::{DEADLINE, Disk, Scene, p, task};
 
 fn disk(name: &str) -> Disk {
     let name = format!("dewar-disk-{}-{name}", std::process::id());
@@ -148,6 +148,22 @@ fn s32_a_runner_may_die_while_the_disk_is_full() {
 
     bench.assert_over(&task);
     assert_eq!(bench.history(&task).states(), ["S", "S", "S"]);
+}
+
+/// Nobody leads a task that runs, and no file can be made: the runner that a kill starts has no log then.
+#[test]
+fn s32_a_task_without_a_runner_can_be_killed_while_no_file_can_be_made() {
+    let scene = Scene::new();
+    let disk = Disk::new(scene.root());
+    let mut running = scene.spawn(&task([p("a", "exec sleep 600")]));
+    running.wait_until_running("a", 0);
+
+    disk.use_up_inodes();
+    scene.kill_runner(running);
+    scene.kill(&["--wait", "100ms"]);
+    scene.wait_until_led_by_nobody();
+
+    assert_eq!(scene.status()["state"], "TASK_STATE_KILLED");
 }
 
 /// A file system that reserves nothing: the coordinator holds the end of its run until it can be written.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-/// A file system of 1 MiB in memory. It is gone when this is dropped.
+/// A file system of 1 MiB, and of 500 files, in memory. It is gone when this is dropped.
 pub(crate) struct Disk {
     path: PathBuf,
 }
@@ -15,7 +15,7 @@ impl Disk {
     /// Mounts it at `path`, which is made.
     pub(crate) fn new(path: PathBuf) -> Self {
         fs::create_dir(&path).unwrap();
-        let options = Some("size=1m,mode=755");
+        let options = Some("size=1m,nr_inodes=500,mode=755");
         mount(Some("tmpfs"), &path, Some("tmpfs"), MsFlags::empty(), options).unwrap();
         Self { path }
     }
@@ -34,6 +34,14 @@ impl Disk {
         for block in [4096, 1] {
             while file.write_all(&vec![0; block]).is_ok() {}
         }
+    }
+
+    /// Makes files until there can be no more.
+    pub(crate) fn use_up_inodes(&self) {
+        let dir = self.path.join("files");
+        fs::create_dir(&dir).unwrap();
+        let made = (0..).map(|number: u32| File::create(dir.join(number.to_string())));
+        assert!(made.take_while(Result::is_ok).count() > 0);
     }
 
     pub(crate) fn make_space(&self) {
