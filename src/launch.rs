@@ -249,6 +249,7 @@ fn accept_undurably(root: &Root, task: &TaskId, launch: &Launch) -> Result<Accep
             // Nobody is hindered by a stream of no task, but it takes space.
             if !tasks::is_known(root, task) {
                 let _ = std::fs::remove_file(root.runner(task));
+                let _ = std::fs::remove_dir(root.checkpoint(task));
             }
             Err(error)
         }
@@ -263,6 +264,11 @@ fn make_stream(root: &Root, task: &TaskId) -> Result<Option<Writer>, LaunchError
         let directory = root.create_checkpoint(task).map_err(LaunchError::from);
         match directory.and_then(|()| create_stream(root, task)) {
             Err(error) if tries < STREAM_TRIES && is_missing(&error) => tries += 1,
+            Err(error) => {
+                // So does an empty directory. That of a task has its stream, and stays.
+                let _ = std::fs::remove_dir(root.checkpoint(task));
+                return Err(error);
+            }
             made => return made,
         }
     }

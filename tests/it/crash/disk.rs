@@ -74,8 +74,26 @@ fn refuse_a_launch(bench: &Bench) {
     let error = launch::accept(bench.root(), &id, &bench.launch(&id, &chain())).unwrap_err();
 
     assert!(chain_of(&error).contains("No space left on device"), "{error:?}");
-    assert!(bench.processes_of(&id).is_empty() && !bench.root().runner(&id).exists());
+    assert!(bench.processes_of(&id).is_empty() && !bench.root().checkpoint(&id).exists());
     assert_eq!(bench.root().list(dewar::checkpoint::paths::Place::Active).unwrap().len(), 1);
+}
+
+/// The same, wherever in it there can be no further file.
+#[test]
+fn s32_a_launch_that_runs_out_of_inodes_leaves_nothing() {
+    let disk = disk("inodes");
+    let bench = Bench::with_root(&disk.path().join("root"));
+    bench.accept("t", &chain());
+
+    disk.use_up_inodes();
+    for left in 0.. {
+        let id = TaskId::new(format!("t{left}")).unwrap();
+        match launch::accept(bench.root(), &id, &bench.launch(&id, &chain())) {
+            Err(error) => assert!(!bench.root().checkpoint(&id).exists(), "{left}: {error:?}"),
+            Ok(_) => return assert!(left > 1, "it needs a directory, and files"),
+        }
+        fs::remove_file(disk.path().join(format!("files/{left}"))).unwrap();
+    }
 }
 
 fn chain_of(error: &dyn std::error::Error) -> String {
