@@ -6,6 +6,7 @@ mod cost;
 mod hosts;
 mod limits;
 mod oom;
+mod quota;
 mod smoke;
 mod unkillable;
 mod update;

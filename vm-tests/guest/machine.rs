@@ -39,6 +39,17 @@ pub(crate) fn run_where(scene: &Scene, script: &str, task: &Task, more: &[&str])
     scene.follow(command).finish()
 }
 
+/// Takes CAP_SYS_RESOURCE from whatever this thread starts, as root in a container has none. Whoever has it passes limits of
+/// ext4's quotas.
+#[allow(unsafe_code, reason = "nix has no call for the bounding set")]
+pub(crate) fn start_without_rights_to_resources() {
+    // `CAP_SYS_RESOURCE` of linux/capability.h.
+    const SYS_RESOURCE: libc::c_ulong = 24;
+    // SAFETY: PR_CAPBSET_DROP takes an integer.
+    let dropped = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, SYS_RESOURCE, 0, 0, 0) };
+    assert_eq!(dropped, 0, "{}", std::io::Error::last_os_error());
+}
+
 /// A cgroup that a test made, gone again when it is dropped.
 pub(crate) struct Scratch(PathBuf);
 

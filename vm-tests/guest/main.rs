@@ -7,6 +7,8 @@
 
 /// Not tests: what takes how long.
 mod bench;
+/// A client of the daemon.
+mod client;
 /// Block devices and file systems of a test's own.
 mod disk;
 /// Full cgroup v2, on both kernels.

@@ -1,7 +1,5 @@
 //! On a machine whose process 1 is systemd: units, users' managers, containers.
 
-/// A client of the daemon.
-mod client;
 /// The daemon as `contrib/systemd` installs it.
 mod installed;
 /// The daemon in a container of podman's, as docs/docker.md has it.
@@ -20,6 +18,12 @@ use crate::support::{Finished, Scene, Task, is_alive, p, task};
 
 /// Tells where it is, and its limit of memory as its own cgroup has it.
 const TELLS: &str = "read -r line < /proc/self/cgroup; echo \"$line\"; cat /sys/fs/cgroup${line#0::}/memory.max; id -un";
+
+/// A task that sleeps until it is killed, in 32 MiB.
+fn sleeper() -> Task {
+    let sleeper = p("a", format!("{TELLS}; exec sleep 600"));
+    task([sleeper.with("resources", json!({ "ram": "32MiB" }))])
+}
 
 fn limited() -> Task {
     task([p("a", TELLS).with("resources", json!({ "ram": "32MiB" }))])

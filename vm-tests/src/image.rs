@@ -41,17 +41,20 @@ const MERGED: [(&str, &str); 4] =
 const PACKAGES: [&str; 5] = ["bash", "coreutils", "grep", "procps", "sed"];
 
 /// Programs of the host that are taken beyond those.
-const PROGRAMS: [&str; 6] = [
+const PROGRAMS: [&str; 8] = [
+    "/usr/bin/chattr",
     "/usr/bin/flock",
     "/usr/bin/ldd",
     "/usr/bin/prlimit",
     "/usr/bin/setpriv",
     "/usr/bin/setsid",
     "/usr/bin/taskset",
+    "/usr/sbin/mke2fs",
 ];
 
-/// Modules that a guest needs beyond what is built in; on a host the last is loaded for whoever asks for it.
-const WANTED: [&str; 5] = ["virtio_pci", "virtio_blk", "virtio_console", "loop", "tcp_diag"];
+/// Modules that a guest needs beyond what is built in; on a host the last two are loaded for whoever asks for them.
+const WANTED: [&str; 6] =
+    ["virtio_pci", "virtio_blk", "virtio_console", "loop", "tcp_diag", "quota_v2"];
 
 /// Files of `/etc`, as on any host.
 const ETC: [(&str, &str); 5] = [

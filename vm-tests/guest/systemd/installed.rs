@@ -10,8 +10,9 @@ use std::process::Command;
 
 use dewar::proto::{TaskState, TaskView};
 
-use super::client::{Client, sleeper};
+use super::sleeper;
 use super::systemctl;
+use crate::client::Client;
 use crate::machine::{CGROUP2, read};
 use crate::support::{Scene, Task, is_alive, p, task, wait_until};
 

@@ -8,7 +8,8 @@ use std::process::{Child, Command, Stdio};
 
 use tonic::{Code, Status};
 
-use super::client::{Client, sleeper};
+use super::sleeper;
+use crate::client::Client;
 use crate::machine::CGROUP2;
 use crate::support::{Scene, p, task, wait_until};
 

@@ -1,39 +1,38 @@
 //! A client of the daemon.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use dewar::proto::launch_request::Source;
 use dewar::proto::observer_service_client::ObserverServiceClient;
 use dewar::proto::runner_service_client::RunnerServiceClient;
 use dewar::proto::{
-    GetTaskRequest, KillRequest, LaunchRequest, ProcessState, TaskState, TaskView, WaitRequest,
+    DiskUsage, GetTaskRequest, GetUsageRequest, KillRequest, LaunchRequest, ProcessState,
+    TaskState, TaskView, WaitRequest,
 };
 use hyper_util::rt::TokioIo;
-use serde_json::json;
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 
-use super::TELLS;
-use crate::support::{DEADLINE, Task, p, task, wait_until};
+use crate::support::{DEADLINE, Task, wait_until};
 
 /// Of the daemon at a socket; each call has a connection of its own.
-pub(super) struct Client {
+pub(crate) struct Client {
     runtime: Runtime,
     socket: PathBuf,
 }
 
 impl Client {
-    pub(super) fn of(socket: impl Into<PathBuf>) -> Self {
+    pub(crate) fn of(socket: impl Into<PathBuf>) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         Self { runtime, socket: socket.into() }
     }
 
     /// A new connection.
     #[track_caller]
-    pub(super) fn connect(&self) -> Channel {
+    pub(crate) fn connect(&self) -> Channel {
         let path = self.socket.clone();
         let connect = service_fn(move |_| {
             let path = path.clone();
@@ -45,12 +44,23 @@ impl Client {
 
     /// Launches a task.
     #[track_caller]
-    pub(super) fn launch(&self, id: &str, task: &Task, without_cgroup: bool) -> Result<(), Status> {
+    pub(crate) fn launch(&self, id: &str, task: &Task, without_cgroup: bool) -> Result<(), Status> {
+        self.ask(id, task, LaunchRequest { without_cgroup, ..LaunchRequest::default() })
+    }
+
+    /// Launches a task in a sandbox of the caller's.
+    #[track_caller]
+    pub(crate) fn launch_in(&self, id: &str, task: &Task, sandbox: &Path) -> Result<(), Status> {
+        let sandbox = Some(sandbox.to_str().unwrap().to_owned());
+        self.ask(id, task, LaunchRequest { sandbox, ..LaunchRequest::default() })
+    }
+
+    #[track_caller]
+    fn ask(&self, id: &str, task: &Task, how: LaunchRequest) -> Result<(), Status> {
         let request = LaunchRequest {
             task_id: Some(id.to_owned()),
             source: Some(Source::TaskFile(task.text())),
-            without_cgroup,
-            ..LaunchRequest::default()
+            ..how
         };
         let mut runner = RunnerServiceClient::new(self.connect());
         self.runtime.block_on(runner.launch(request)).map(drop)
@@ -58,7 +68,7 @@ impl Client {
 
     /// A task, as soon as its first process runs.
     #[track_caller]
-    pub(super) fn running(&self, id: &str) -> TaskView {
+    pub(crate) fn running(&self, id: &str) -> TaskView {
         let mut task = None;
         wait_until("it does not run", || {
             let now = task.insert(self.get(id));
@@ -69,30 +79,38 @@ impl Client {
     }
 
     #[track_caller]
-    pub(super) fn get(&self, id: &str) -> TaskView {
+    pub(crate) fn get(&self, id: &str) -> TaskView {
         let request = GetTaskRequest { task_id: id.to_owned() };
         let mut observer = ObserverServiceClient::new(self.connect());
         let answer = self.runtime.block_on(observer.get_task(request));
         answer.unwrap().into_inner().task.unwrap()
     }
 
+    /// What the sandbox of a task takes, as it was measured last.
+    #[track_caller]
+    pub(crate) fn disk(&self, id: &str) -> Option<DiskUsage> {
+        let request = GetUsageRequest { task_id: id.to_owned(), ..GetUsageRequest::default() };
+        let mut observer = ObserverServiceClient::new(self.connect());
+        let answer = self.runtime.block_on(observer.get_usage(request));
+        answer.unwrap().into_inner().usage.unwrap().disk
+    }
+
+    /// Waits for the end of a task.
+    #[track_caller]
+    pub(crate) fn wait(&self, id: &str) -> TaskView {
+        let request = WaitRequest { task_id: id.to_owned(), ..WaitRequest::default() };
+        let mut runner = RunnerServiceClient::new(self.connect());
+        let waited = self.runtime.block_on(runner.wait(request)).unwrap().into_inner();
+        waited.task.unwrap()
+    }
+
     /// Asks for the end of a task, and waits for it.
     #[track_caller]
-    pub(super) fn kill(&self, id: &str) {
+    pub(crate) fn kill(&self, id: &str) {
         let grace = Some(pbjson_types::Duration { seconds: 0, nanos: 0 });
         let kill = KillRequest { task_id: id.to_owned(), grace, reason: None };
-        let wait = WaitRequest { task_id: id.to_owned(), ..WaitRequest::default() };
         let mut runner = RunnerServiceClient::new(self.connect());
-        let ended = self.runtime.block_on(async {
-            runner.kill(kill).await.unwrap();
-            runner.wait(wait).await.unwrap().into_inner().task.unwrap()
-        });
-        assert_eq!(ended.state(), TaskState::Killed);
+        self.runtime.block_on(runner.kill(kill)).unwrap();
+        assert_eq!(self.wait(id).state(), TaskState::Killed);
     }
-}
-
-/// A task that sleeps until it is killed, in 32 MiB.
-pub(super) fn sleeper() -> Task {
-    let sleeper = p("a", format!("{TELLS}; exec sleep 600"));
-    task([sleeper.with("resources", json!({ "ram": "32MiB" }))])
 }
