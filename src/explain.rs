@@ -17,6 +17,10 @@ use crate::view::{Replay, corrupt_view, enumerate, outcome, process_detail, task
 /// Most names that are listed of the processes that one waits for.
 const NAMES: usize = 100;
 
+/// What is said of a task that waits for space, by whoever is told so by its runner.
+pub const WAITS_FOR_DISK: &str =
+    "waits for space on its disk: what happens cannot be recorded, or a run has no space to begin";
+
 /// What is so around a task.
 #[derive(Debug, Clone, Copy)]
 struct Circumstances {

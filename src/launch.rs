@@ -229,8 +229,7 @@ fn take_back(root: &Root, task: &TaskId, most: usize) -> Result<bool, LaunchErro
         return Ok(false);
     }
     tasks::take_back(root, task)?;
-    // Nobody is hindered by a stream of no task, but it takes space.
-    let _ = std::fs::remove_file(root.runner(task));
+    forget(root, task);
     Ok(true)
 }
 
@@ -246,14 +245,18 @@ fn accept_undurably(root: &Root, task: &TaskId, launch: &Launch) -> Result<Accep
     match write(root, task, launch, &mut writer) {
         Ok(()) => Ok(Accepted::New),
         Err(error) => {
-            // Nobody is hindered by a stream of no task, but it takes space.
             if !tasks::is_known(root, task) {
-                let _ = std::fs::remove_file(root.runner(task));
-                let _ = std::fs::remove_dir(root.checkpoint(task));
+                forget(root, task);
             }
             Err(error)
         }
     }
+}
+
+/// Removes what is left of a task that is none. It is in nobody's way, but takes space.
+fn forget(root: &Root, task: &TaskId) {
+    let _ = std::fs::remove_file(root.runner(task));
+    let _ = std::fs::remove_dir(root.checkpoint(task));
 }
 
 /// Makes the stream of a task in a directory of its own, as [`create_stream`] does. Whoever removes the last task of this id, or sweeps what is
@@ -265,7 +268,7 @@ fn make_stream(root: &Root, task: &TaskId) -> Result<Option<Writer>, LaunchError
         match directory.and_then(|()| create_stream(root, task)) {
             Err(error) if tries < STREAM_TRIES && is_missing(&error) => tries += 1,
             Err(error) => {
-                // So does an empty directory. That of a task has its stream, and stays.
+                // That of a task has its stream, and stays.
                 let _ = std::fs::remove_dir(root.checkpoint(task));
                 return Err(error);
             }

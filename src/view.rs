@@ -252,6 +252,7 @@ pub fn task_view(launch: &Launch, state: &TaskState, runner_pid: Option<i32>) ->
         lost_limits: Vec::new(),
         resources: state.spec().resources.as_ref().map(Resources::to_proto),
         labels: launch.labels.clone(),
+        waits_for_disk: None,
     }
 }
 

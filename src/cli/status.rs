@@ -13,6 +13,7 @@ use super::table::{self, Align};
 use super::term::{Style, escape};
 use super::{json, report, words};
 use crate::causes::tell;
+use crate::explain::WAITS_FOR_DISK;
 use crate::proto::{ProcessView, Resources, TaskState, TaskView, Timestamp};
 use crate::task;
 use crate::task::written::assignments;
@@ -199,6 +200,9 @@ fn push_details(text: &mut String, view: &TaskView, verbose: u8, style: Style) {
     }
     for limit in &view.lost_limits {
         line(&format!("  limit lost: {}", escape(limit)));
+    }
+    if view.waits_for_disk() {
+        line(&format!("  {WAITS_FOR_DISK}"));
     }
     if verbose == 0 {
         return;

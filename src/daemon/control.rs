@@ -16,8 +16,8 @@ use crate::proto::{
     ExecRequest, ExecResponse, KillRequest, KillResponse, LaunchRequest, LaunchResponse,
     LoseRequest, LoseResponse, PauseRequest, PauseResponse, PauseTask, RemoveRequest,
     RemoveResponse, ResumeRequest, ResumeResponse, ResumeTask, SignalRequest, SignalResponse,
-    SignalScope, SignalTask, TaskState, UpdateLimits, UpdateRequest, UpdateResponse, WaitRequest,
-    WaitResponse,
+    SignalScope, SignalTask, TaskState, TaskView, UpdateLimits, UpdateRequest, UpdateResponse,
+    WaitRequest, WaitResponse,
 };
 use crate::reach::{Reach, ReachError};
 use crate::task::{self, TaskId, TaskSpec};
@@ -45,6 +45,24 @@ impl Node {
         let task = status::task_id(id)?;
         let entry = self.registry.get(peer, &task).ok_or_else(|| status::no_task(id))?;
         Ok((task, entry.summary.state()))
+    }
+
+    /// All that is told about a task: also what its runner tells, which is in no stream.
+    ///
+    /// # Errors
+    ///
+    /// There is no such task, or it cannot be read now.
+    pub(super) fn view(&self, id: &TaskId) -> Result<TaskView, Status> {
+        let view = watch::view(&self.root, id)?;
+        Ok(TaskView {
+            waits_for_disk: self.waits_for_disk(id, view.state()).then_some(true),
+            ..view
+        })
+    }
+
+    /// Whether a task, which is in `state`, waits for space.
+    pub(super) fn waits_for_disk(&self, id: &TaskId, state: TaskState) -> bool {
+        !is_terminal(state) && self.registry.waits_for_disk(id)
     }
 
     /// Reaches runners on behalf of the peer.
@@ -125,7 +143,7 @@ impl RunnerService for Control {
             let launched =
                 launch::launch(&node, &peer, request, &mut call).and_then(|(id, is_new)| {
                     tracing::info!(task = %id, uid = peer.user(), is_new, "launched");
-                    let task = watch::view(&node.root, &id)?;
+                    let task = node.view(&id)?;
                     Ok((id, LaunchResponse { task: Some(task), is_new }))
                 });
             call.answered(&node, &peer, &launched);
@@ -264,7 +282,7 @@ impl RunnerService for Control {
         let timeout = request.timeout.map(|timeout| duration("timeout", timeout)).transpose()?;
         let is_reached = watch::until(&self.node, &peer, &id, &request.states, timeout).await?;
         let node = self.node.clone();
-        let task = block(move || watch::view(&node.root, &id)).await?;
+        let task = block(move || node.view(&id)).await?;
         Ok(Response::new(WaitResponse { task: Some(task), is_reached }))
     }
 

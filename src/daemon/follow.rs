@@ -549,7 +549,7 @@ impl Tasks {
             false => tracing::info!(task = %live.id, "the task waits for its disk no more"),
         }
         live.entry.waits_for_disk = waits;
-        self.registry.found(&live.id, live.entry.clone());
+        self.registry.happened(&live.id, &live.entry, [News::Waits]);
     }
 
     /// Takes in what was recorded, and says whether the task is over.

@@ -13,7 +13,7 @@ use super::registry::Entry;
 use super::watch::{self, Filter};
 use super::{Node, files, logs, status, usage};
 use crate::causes::chain;
-use crate::explain::explain;
+use crate::explain::{WAITS_FOR_DISK, explain};
 use crate::proto::observer_service_server::ObserverService;
 use crate::proto::{
     ExplainTaskRequest, ExplainTaskResponse, GetNodeRequest, GetNodeResponse, GetTaskRequest,
@@ -92,7 +92,7 @@ impl ObserverService for Observe {
         let peer = Peer::of(&request)?;
         let (id, _) = self.node.known(&peer, &request.get_ref().task_id)?;
         let node = self.node.clone();
-        let task = block(move || watch::view(&node.root, &id)).await?;
+        let task = block(move || node.view(&id)).await?;
         Ok(Response::new(GetTaskResponse { task: Some(task) }))
     }
 
@@ -105,7 +105,12 @@ impl ObserverService for Observe {
         let node = self.node.clone();
         let explained = block(move || {
             let place = watch::place(&node.root, &id)?;
-            explain(&node.root, &id, place).map_err(|error| status::of_observe(&error))
+            let explained = explain(&node.root, &id, place);
+            let mut explained = explained.map_err(|error| status::of_observe(&error))?;
+            if node.waits_for_disk(&id, explained.state()) {
+                explained.notes.push(WAITS_FOR_DISK.to_owned());
+            }
+            Ok(explained)
         });
         Ok(Response::new(ExplainTaskResponse { explanation: Some(explained.await?) }))
     }

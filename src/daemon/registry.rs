@@ -75,6 +75,8 @@ pub(crate) enum News {
     Event(Arc<Event>),
     /// A task was removed.
     Removed,
+    /// Its runner waits for space, or does so no more.
+    Waits,
 }
 
 /// What has happened since this daemon began, counted.
@@ -101,6 +103,7 @@ impl Tally {
         match news {
             News::Accepted => self.accepted += 1,
             News::Removed => self.removed += 1,
+            News::Waits => {}
             News::Event(event) => {
                 if event.task_state.is_some() && is_terminal(event.task_state()) {
                     *self.ended.entry(event.task_state()).or_default() += 1;
@@ -182,6 +185,11 @@ impl Registry {
     /// A task that the peer may know of.
     pub(crate) fn get(&self, peer: &Peer, id: &TaskId) -> Option<Entry> {
         self.shared().tasks.get(id).filter(|entry| peer.sees(entry.owner)).cloned()
+    }
+
+    /// Whether the runner of a task waits until it can write.
+    pub(super) fn waits_for_disk(&self, id: &TaskId) -> bool {
+        self.shared().tasks.get(id).is_some_and(|entry| entry.waits_for_disk)
     }
 
     pub(super) fn knows(&self, id: &TaskId) -> bool {

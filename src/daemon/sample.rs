@@ -317,7 +317,7 @@ impl Sampler {
                             self.node.histories.removed(&key);
                         }
                     }
-                    News::Accepted | News::Event(_) => self.take(&item.entry),
+                    News::Accepted | News::Event(_) | News::Waits => self.take(&item.entry),
                 }
             }
         }

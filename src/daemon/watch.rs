@@ -261,6 +261,8 @@ async fn all(
                 News::Accepted => Message::Task((*entry.summary).clone()),
                 News::Event(event) => Message::Event((*event).clone()),
                 News::Removed => Message::RemovedTaskId(entry.summary.task_id.clone()),
+                // It is no transition.
+                News::Waits => continue,
             };
             tell(to_client, message, cursor(node, number + 1)).await?;
         }

@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 use tonic::Code;
 use tonic_types::StatusExt;
 
+use super::super::client::ask;
 use super::super::node::Node;
 use super::metrics::value;
 use super::web;
@@ -157,18 +158,50 @@ fn a_full_disk_refuses_launches_and_is_told() {
     let asked = observer.get_task(GetTaskRequest { task_id: refused });
     assert_eq!(node.runtime.block_on(asked).unwrap_err().code(), Code::NotFound);
 
+    let words = "waits for space on its disk";
+    let mut page = node.events(&format!("/task/{id}"));
+    let says = |node: &Node, asked: &[&str]| ask(node, asked).stdout.contains(words);
+    assert!(!page.next("page").contains(words) && !says(&node, &["explain", &id]));
     first.open();
     wait_until("it waits", || waits(&node).as_deref() == Some("1"));
+    assert!(says(&node, &["status", "-v", &id]) && says(&node, &["explain", &id]));
+    page.until("page", |page| page.contains(words));
     let told = node.get();
+    assert_eq!(told.waits_for_disk, Some(true));
     let ended = told.processes[0].runs[0].end_time;
     assert!(told.state() == TaskState::Active && ended.is_some(), "{told:?}");
     disk.make_space();
 
     begun.wait();
     wait_until("it waits no more", || waits(&node).as_deref() == Some("0"));
+    page.until("page", |page| !page.contains(words));
+    assert_eq!(node.get().waits_for_disk, None);
+    assert!(!says(&node, &["status", "-v", &id]));
     let log = std::fs::read_to_string(&log).unwrap();
     assert!(log.contains("the task waits for its disk no more"), "{log}");
     second.open();
     assert_eq!(node.wait().state(), TaskState::Success);
     node.kill();
+}
+
+/// Nothing is recorded as it begins to wait.
+#[test]
+fn who_looks_at_a_task_is_told_that_it_waits_for_its_disk() {
+    let scene = Scene::new();
+    let full = scene.file("full", "");
+    let failpoint = format!("coordinator::flush-ended=ENOSPC*@{}", full.display());
+    let environment = [("DEWAR_FAILPOINT", failpoint.as_str())];
+    let mut node = Node::of_environment(scene, &["--web", "127.0.0.1:0"], &environment);
+    let [begun, hold] = ["begun", "hold"].map(|name| node.scene.gate(name));
+    node.launch(&task([p("a", format!("{}; {}", begun.tell(), hold.hold()))]));
+    let mut page = node.events(&format!("/task/{}", node.scene.id()));
+    begun.wait();
+    page.until("page", |page| page.contains("RUNNING"));
+
+    hold.open();
+    let told = page.until("page", |page| page.contains("waits for space on its disk"));
+
+    assert!(told.contains("RUNNING"), "{told}");
+    std::fs::remove_file(full).unwrap();
+    assert_eq!(node.wait().state(), TaskState::Success);
 }

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::time::Instant;
 
 use crate::support::DEADLINE;
 
@@ -95,11 +96,12 @@ impl Events {
         line.trim_end_matches(['\r', '\n']).to_owned()
     }
 
-    /// The next event: its name and its data.
+    /// The next event: its name and its data. It must come by `deadline`, however long the connection is kept alive.
     #[track_caller]
-    fn event(&mut self) -> (String, String) {
+    fn event(&mut self, deadline: Instant) -> (String, String) {
         let (mut name, mut data) = (String::new(), Vec::new());
         loop {
+            assert!(Instant::now() < deadline, "what was waited for does not come");
             let line = self.line();
             match line.split_once(':') {
                 None if name.is_empty() => {}
@@ -122,8 +124,9 @@ impl Events {
     /// The data of the next event that is called so, and is as it should be.
     #[track_caller]
     pub(super) fn until(&mut self, name: &str, is_it: impl Fn(&str) -> bool) -> String {
+        let deadline = Instant::now() + DEADLINE;
         loop {
-            let (of, data) = self.event();
+            let (of, data) = self.event(deadline);
             if of == name && is_it(&data) {
                 return data;
             }
