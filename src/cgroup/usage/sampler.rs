@@ -20,6 +20,11 @@ use crate::proto::{IoDevice, Sample};
 use crate::sys::clock;
 use crate::task::ProcessName;
 
+/// Age up to which the parts of the memory of a cgroup that is busy are taken over: of samples once a second every other one reads them
+/// anew. The kernel adds them up every two seconds, and in between only once many pages have changed (`FLUSH_TIME` in
+/// mm/memcontrol.c).
+const BUSY: Duration = Duration::from_millis(1500);
+
 /// A cgroup by its name in the one above it, with the files of a sample kept open: at most [`Sampler::FILES`] descriptors.
 ///
 /// A read of a file whose cgroup was removed says ENODEV. The name is then opened again, and the sample says whether it now
@@ -142,8 +147,9 @@ impl Open {
         Ok(Some(Self { id, extent, files, whole: None }))
     }
 
-    /// Reads its files. For a history [`STAT`], which costs more than all others together, is read of a cgroup that stands still once
-    /// a minute: only the kernel's own ageing of pages can have changed what is in it.
+    /// Reads its files. For a history [`STAT`], which costs more than all others together, is read no more often than the kernel itself
+    /// adds it up in any case ([`BUSY`]); and of a cgroup that stands still once a minute: only the kernel's own ageing of pages can have
+    /// changed what is in it.
     fn read(&mut self, extent: Extent) -> Result<Sample, Gone> {
         let now = clock::now();
         let mut sample = Sample {
@@ -158,7 +164,7 @@ impl Open {
             let Some(file) = file else { continue };
             if extent == Extent::Kept && *name == STAT {
                 let before = self.whole.as_ref();
-                if let Some(before) = before.filter(|before| stands_still(before, &sample)) {
+                if let Some(before) = before.filter(|before| is_known(before, &sample)) {
                     take_stat_over(before, &mut sample);
                     is_whole = false;
                     continue;
@@ -179,16 +185,17 @@ impl Open {
     }
 }
 
-/// Whether nothing has run and no memory was charged or given back since `before`, which is not long ago. `now` has as much of the sample
-/// as tells that.
-fn stands_still(before: &Sample, now: &Sample) -> bool {
+/// Whether what `before` says of the parts of its memory will do for `now`: it is from just now; or it is not long ago, and nothing has run
+/// and no memory was charged or given back since. `now` has as much of the sample as tells that.
+fn is_known(before: &Sample, now: &Sample) -> bool {
     let cpu = |sample: &Sample| sample.cpu.and_then(|cpu| cpu.time);
     let charged = |sample: &Sample| sample.memory.and_then(|memory| memory.current_bytes);
-    Duration::from_nanos(now.boot_nanos.saturating_sub(before.boot_nanos)) < STILL
-        && cpu(now).is_some()
+    let stands_still = cpu(now).is_some()
         && cpu(before) == cpu(now)
         && charged(now).is_some()
-        && charged(before) == charged(now)
+        && charged(before) == charged(now);
+    let age = Duration::from_nanos(now.boot_nanos.saturating_sub(before.boot_nanos));
+    age < if stands_still { STILL } else { BUSY }
 }
 
 /// Name of the block device `number`, such as `254:0`, as sysfs(5) has it.
@@ -273,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_looked_into_when_something_ran_or_was_charged_and_else_once_a_minute() {
+    fn memory_is_looked_into_every_other_second_and_of_what_stands_still_once_a_minute() {
         let sample = |seconds: u64, cpu: Option<u64>, charged: Option<u64>| {
             let time = cpu.map(|millis| Duration::from_millis(millis).into());
             let cpu = Some(crate::proto::CpuUsage { time, ..Default::default() });
@@ -282,13 +289,14 @@ mod tests {
             Sample { boot_nanos, cpu, memory: Some(memory), ..Sample::default() }
         };
         let before = sample(100, Some(5), Some(4096));
-        let still = |seconds, cpu, charged| stands_still(&before, &sample(seconds, cpu, charged));
+        let known = |seconds, cpu, charged| is_known(&before, &sample(seconds, cpu, charged));
 
-        assert!(still(101, Some(5), Some(4096)) && still(159, Some(5), Some(4096)));
-        assert!(!still(160, Some(5), Some(4096)), "a minute");
-        assert!(!still(101, Some(6), Some(4096)), "something ran");
-        assert!(!still(101, Some(5), Some(8192)), "something was charged");
-        assert!(!still(101, None, Some(4096)) && !still(101, Some(5), None), "not known");
+        assert!(known(102, Some(5), Some(4096)) && known(159, Some(5), Some(4096)));
+        assert!(!known(160, Some(5), Some(4096)), "a minute");
+        assert!(!known(102, Some(6), Some(4096)), "something ran");
+        assert!(!known(102, Some(5), Some(8192)), "something was charged");
+        assert!(!known(102, None, Some(4096)) && !known(102, Some(5), None), "not known");
+        assert!(known(101, Some(6), Some(8192)) && known(101, None, None), "just now");
     }
 
     /// What was removed and made again between two samples is also noticed if it was gone in one.
