@@ -369,7 +369,8 @@ impl Cursor {
         let mut bytes = vec![0; window as usize];
         let read = self.read(file, &mut bytes, offset)?;
         bytes.truncate(read);
-        let more = self.is_used(file, offset + read as u64)?;
+        // Less is all that there was. What its writer has appended since is for the next look.
+        let more = read == FRAME_MAX && self.is_used(file, offset + read as u64)?;
         Ok(frame::classify(seed, seq, &bytes, more))
     }
 
@@ -551,6 +552,32 @@ mod tests {
         }
         assert_eq!(reader.tail().unwrap(), Tail::Clean);
         assert_eq!(reader.position().offset(), bytes.len() as u64);
+    }
+
+    /// What follows the last record is looked at in pieces, between which its writer goes on.
+    #[test]
+    fn a_stream_that_grows_while_it_is_looked_at_is_sound() {
+        let (_dir, root) = root();
+        let mut writer = Writer::create(&root, coordinator()).unwrap();
+        let path = root.stream(&coordinator());
+
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                let mut reader = Reader::open_file(&path).unwrap();
+                let mut count = 0;
+                while count < 20_000 {
+                    while reader.next_record().unwrap().is_some() {
+                        count += 1;
+                    }
+                    reader.tail().unwrap();
+                }
+            });
+            for _ in 0..20_000 {
+                writer.append(entered(TaskState::Active), at(1)).unwrap();
+                writer.flush().unwrap();
+            }
+            reader.join().unwrap();
+        });
     }
 
     #[test]
