@@ -21,10 +21,26 @@ pub(crate) enum Accelerator {
 }
 
 impl Accelerator {
+    /// What QEMU is told.
+    ///
+    /// With `erms`, kernel and libc clear and copy memory by `rep stosb` and `rep movsb`, which is translated to a loop over bytes.
     fn arguments(self) -> [&'static str; 4] {
         match self {
             Self::Kvm => ["-accel", "kvm", "-cpu", "host"],
-            Self::Tcg => ["-accel", "tcg,thread=multi", "-cpu", "max"],
+            Self::Tcg => ["-accel", "tcg,thread=multi", "-cpu", "max,-erms,-fsrm"],
+        }
+    }
+
+    /// What the kernel is told.
+    ///
+    /// It finds the TSCs of translated processors out of step, since they run one after another on a busy host, and would ask the HPET
+    /// for the time: a call to a device, under QEMU's lock, for each. They are the host's one TSC.
+    ///
+    /// With both, a test of 500 runs takes 31 s of the host's CPU time in place of 50 s.
+    fn command_line(self) -> &'static str {
+        match self {
+            Self::Kvm => "",
+            Self::Tcg => "tsc=reliable",
         }
     }
 }
@@ -127,7 +143,11 @@ impl Machine {
             .arg(hardware.kernel)
             .arg("-initrd")
             .arg(hardware.initrd)
-            .args(["-append", &format!("{COMMAND_LINE} {}", hardware.command_line)]);
+            .arg("-append")
+            .arg(
+                [COMMAND_LINE, hardware.accelerator.command_line(), hardware.command_line]
+                    .join(" "),
+            );
         let mut qemu = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
