@@ -11,35 +11,36 @@ use dewar::proto::{
 };
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
-use tokio::runtime::Runtime;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 
 use crate::support::{DEADLINE, Task, wait_until};
 
-/// Of the daemon at a socket; each call has a connection of its own.
-pub(crate) struct Client {
-    runtime: Runtime,
-    socket: PathBuf,
-}
+/// Of the daemon at a socket.
+///
+/// Each call has a connection and a runtime of its own: a connection whose runtime stands still hears of no end, and a daemon that
+/// stops waits five seconds for it.
+pub(crate) struct Client(PathBuf);
 
 impl Client {
     pub(crate) fn of(socket: impl Into<PathBuf>) -> Self {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        Self { runtime, socket: socket.into() }
+        Self(socket.into())
     }
 
-    /// A new connection.
+    /// Makes calls over a new connection.
     #[track_caller]
-    pub(crate) fn connect(&self) -> Channel {
-        let path = self.socket.clone();
+    pub(crate) fn call<T>(&self, calls: impl AsyncFnOnce(Channel) -> T) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let path = self.0.clone();
         let connect = service_fn(move |_| {
             let path = path.clone();
             async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
         });
         let endpoint = Endpoint::from_static("http://localhost").timeout(DEADLINE);
-        self.runtime.block_on(endpoint.connect_with_connector(connect)).unwrap()
+        runtime.block_on(async {
+            calls(endpoint.connect_with_connector(connect).await.unwrap()).await
+        })
     }
 
     /// Launches a task.
@@ -62,8 +63,7 @@ impl Client {
             source: Some(Source::TaskFile(task.text())),
             ..how
         };
-        let mut runner = RunnerServiceClient::new(self.connect());
-        self.runtime.block_on(runner.launch(request)).map(drop)
+        self.call(async |channel| RunnerServiceClient::new(channel).launch(request).await.map(drop))
     }
 
     /// A task, as soon as its first process runs.
@@ -81,8 +81,8 @@ impl Client {
     #[track_caller]
     pub(crate) fn get(&self, id: &str) -> TaskView {
         let request = GetTaskRequest { task_id: id.to_owned() };
-        let mut observer = ObserverServiceClient::new(self.connect());
-        let answer = self.runtime.block_on(observer.get_task(request));
+        let get = async |channel| ObserverServiceClient::new(channel).get_task(request).await;
+        let answer = self.call(get);
         answer.unwrap().into_inner().task.unwrap()
     }
 
@@ -90,18 +90,16 @@ impl Client {
     #[track_caller]
     pub(crate) fn disk(&self, id: &str) -> Option<DiskUsage> {
         let request = GetUsageRequest { task_id: id.to_owned(), ..GetUsageRequest::default() };
-        let mut observer = ObserverServiceClient::new(self.connect());
-        let answer = self.runtime.block_on(observer.get_usage(request));
-        answer.unwrap().into_inner().usage.unwrap().disk
+        let get = async |channel| ObserverServiceClient::new(channel).get_usage(request).await;
+        self.call(get).unwrap().into_inner().usage.unwrap().disk
     }
 
     /// Waits for the end of a task.
     #[track_caller]
     pub(crate) fn wait(&self, id: &str) -> TaskView {
         let request = WaitRequest { task_id: id.to_owned(), ..WaitRequest::default() };
-        let mut runner = RunnerServiceClient::new(self.connect());
-        let waited = self.runtime.block_on(runner.wait(request)).unwrap().into_inner();
-        waited.task.unwrap()
+        let wait = async |channel| RunnerServiceClient::new(channel).wait(request).await;
+        self.call(wait).unwrap().into_inner().task.unwrap()
     }
 
     /// Asks for the end of a task, and waits for it.
@@ -109,8 +107,8 @@ impl Client {
     pub(crate) fn kill(&self, id: &str) {
         let grace = Some(pbjson_types::Duration { seconds: 0, nanos: 0 });
         let kill = KillRequest { task_id: id.to_owned(), grace, reason: None };
-        let mut runner = RunnerServiceClient::new(self.connect());
-        self.runtime.block_on(runner.kill(kill)).unwrap();
+        let kill = async |channel| RunnerServiceClient::new(channel).kill(kill).await;
+        self.call(kill).unwrap();
         assert_eq!(self.wait(id).state(), TaskState::Killed);
     }
 }
