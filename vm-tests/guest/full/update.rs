@@ -1,6 +1,7 @@
 //! Limits of live tasks change, and are felt; a task that is paused is one that has limits.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -177,8 +178,33 @@ fn less_memory_than_is_in_use_can_be_forced() {
     assert!(!cgroup.exists());
 }
 
-/// A task with 8 MiB of pages that are dirty, on a disk that takes one MiB a second: so slowly memory can be taken back from it.
+/// What all tasks write to a disk is one MiB a second, until this is dropped.
+struct Slow {
+    device: String,
+}
+
+impl Slow {
+    const IO_MAX: &str = "/sys/fs/cgroup/dewar/tasks/io.max";
+
+    fn new(disk: &SlowDisk) -> Self {
+        let number = fs::metadata(disk.device()).unwrap().rdev();
+        let (major, minor) = (nix::sys::stat::major(number), nix::sys::stat::minor(number));
+        let slow = Self { device: format!("{major}:{minor}") };
+        fs::write(Self::IO_MAX, format!("{} wbps={}", slow.device, 1 << 20)).unwrap();
+        slow
+    }
+}
+
+impl Drop for Slow {
+    fn drop(&mut self) {
+        let _ = fs::write(Self::IO_MAX, format!("{} wbps=max", self.device));
+    }
+}
+
+/// A task with 8 MiB of pages that are dirty, on a disk that takes one MiB a second: so slowly memory can be taken back from it. The
+/// disk is slow for all tasks, and not by the task's own limit, which would outlive it: nothing is slow once this is dropped.
 struct Dirty {
+    _slow: Slow,
     _mount: Mount,
     _disk: SlowDisk,
     scene: Scene,
@@ -188,17 +214,22 @@ struct Dirty {
 impl Dirty {
     fn new() -> Self {
         let scene = Scene::new();
-        let told = scene.gate("told");
+        let [up, slow, told] = ["up", "slow", "told"].map(|name| scene.gate(name));
         let disk = SlowDisk::new(&scene.path("disk"), 16);
         let mount = disk.mount(&scene.path("mount"));
         let file = scene.path("mount").join("file");
         let dirty = format!("dd if=/dev/zero of={} bs=1M count=8 2> /dev/null", file.display());
-        let cmdline = format!("{dirty}; {}; exec sleep 600", told.tell());
-        let max = json!([{ "path": scene.path("mount"), "wbps": "1MB" }]);
+        let waits = format!("{}; {}", up.tell(), slow.hold());
+        let cmdline = format!("{waits}; {dirty}; {}; exec sleep 600", told.tell());
+        // A limit far away, for which dewar has the kernel account for what is written.
+        let max = json!([{ "path": scene.path("mount"), "wbps": "1GB" }]);
         let task = task([p("a", cmdline)]).with("resources", json!({ "io": { "max": max } }));
         let running = scene.spawn(&task);
+        up.wait();
+        let all = Slow::new(&disk);
+        slow.open();
         told.wait();
-        Self { _mount: mount, _disk: disk, scene, running }
+        Self { _slow: all, _mount: mount, _disk: disk, scene, running }
     }
 
     /// Takes most of it away in the background. When this returns the kernel is at it.
@@ -334,11 +365,10 @@ fn limits_change_in_a_loop_while_memory_is_taken() {
 fn a_limit_of_processes_below_what_lives_stops_forks_only() {
     let scene = Scene::new();
     let (told, hold) = (scene.gate("told"), scene.gate("hold"));
-    let cmdline = format!(
-        "sleep 600 & sleep 600 & sleep 600 & {}; {}; (exit 0) || echo no fork >&2; jobs -p | wc -w",
-        told.tell(),
-        hold.hold()
-    );
+    // bash tries for 15 seconds to fork; busybox, once.
+    let forks = "exec busybox ash -c '(exit 0); exit 0'";
+    let cmdline =
+        format!("sleep 600 & sleep 600 & sleep 600 & {}; {}; {forks}", told.tell(), hold.hold());
     let running = scene.spawn(&task([p("a", cmdline).max_failures(1)]));
     told.wait();
     let leaf = scene.leaf("a.0");
