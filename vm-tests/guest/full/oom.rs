@@ -154,7 +154,7 @@ fn a_child_that_is_killed_alone_is_counted_whatever_becomes_of_its_run() {
     }
 }
 
-/// attack 29, group kill on: 128 times on each kernel, four at a time, a run takes too much beside a child that takes nothing. Both die.
+/// attack 29, group kill on: 100 times on each kernel, four at a time, a run takes too much beside a child that takes nothing. Both die.
 #[test]
 fn of_hundreds_of_runs_that_die_whole_each_is_out_of_memory_and_leaves_nothing() {
     let takes = |pipe: &Path| {
@@ -164,7 +164,7 @@ fn of_hundreds_of_runs_that_die_whole_each_is_out_of_memory_and_leaves_nothing()
     hundreds_of_runs(takes, true, "");
 }
 
-/// attack 29, group kill off: 128 times on each kernel, four at a time, a child takes too much, and dies alone.
+/// attack 29, group kill off: 100 times on each kernel, four at a time, a child takes too much, and dies alone.
 #[test]
 fn of_hundreds_of_runs_that_lose_a_child_each_is_out_of_memory_and_goes_on() {
     let takes = |_: &Path| {
@@ -174,7 +174,7 @@ fn of_hundreds_of_runs_that_lose_a_child_each_is_out_of_memory_and_goes_on() {
 }
 
 /// Runs of each process, and processes that take too much. One more only looks like it.
-const RUNS: usize = 32;
+const RUNS: usize = 25;
 const PROCESSES: usize = 4;
 
 /// Under that load the runner dies again and again between what a coordinator recorded of a run and what the runner makes of it. Each
