@@ -23,6 +23,7 @@ mod tool;
 use std::env;
 use std::error::Error;
 use std::process::ExitCode;
+use std::thread;
 
 use arguments::Arguments;
 
@@ -45,12 +46,21 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let place = build::Place::find()?;
-    let kernels = kernel::fetch(&place)?;
-    let debian = debian::fetch(&place)?;
+    let fetch = || (kernel::fetch(&place), debian::fetch(&place));
     if arguments.fetch {
+        let (kernels, debian) = fetch();
+        kernels?;
+        debian?;
         return Ok(ExitCode::SUCCESS);
     }
-    let built = build::all(&place, arguments.names(boots::BENCH.name))?;
+    // The one waits for a network while the other works.
+    let (fetched, built) = thread::scope(|scope| {
+        let fetching = scope.spawn(fetch);
+        let built = build::all(&place, arguments.names(boots::BENCH.name));
+        (fetching.join(), built)
+    });
+    let (kernels, debian) = fetched.map_err(|_| "the thread that fetches has panicked")?;
+    let (kernels, debian, built) = (kernels?, debian?, built?);
     if arguments.list {
         session::list(arguments, &built)?;
         return Ok(ExitCode::SUCCESS);
