@@ -13,7 +13,7 @@ use crate::report::Report;
 use crate::session::{Session, Test, run};
 
 /// A test that hangs is waited for no longer.
-const DEADLINE: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = Duration::from_secs(5);
 
 /// How a test of `guest/harness.rs` ended.
 type Ended = Result<(Outcome, Duration, String), Lost>;

@@ -337,7 +337,7 @@ fn limits_change_in_a_loop_while_memory_is_taken() {
 
     let mut limit = 96;
     let mut refused = 0;
-    for mib in [24, 96, 12, 40, 16, 96, 10, 22].into_iter().cycle().take(24) {
+    for mib in [24, 96, 12, 40, 16, 96, 10, 22].into_iter().cycle().take(16) {
         let told = update(&scene, &[&format!("ram={mib}MB")]);
         match told.status {
             Some(0) => limit = mib,
