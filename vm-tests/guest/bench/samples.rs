@@ -190,6 +190,17 @@ fn samples() {
         let what = format!("a sample of one of {TASKS} tasks, {which}, once a second");
         row(&what, round / TASKS as u32, floor);
     }
+    // Were all of them awake. Not each second costs the same.
+    let mut awake: Vec<_> = samplers.iter_mut().step_by(BUSY).collect();
+    let start = Instant::now();
+    let rounds = (1..=SECONDS).map(|second| {
+        std::thread::sleep((Duration::from_secs(1) * second).saturating_sub(start.elapsed()));
+        let before = cpu_time();
+        awake.iter_mut().for_each(|of| assert!(of.sample(Extent::Kept).unwrap().is_some()));
+        cpu_time() - before
+    });
+    let each = rounds.sum::<Duration>() / SECONDS / awake.len() as u32;
+    row("a sample of one that is awake, what a history keeps, once a second, mean", each, floor);
     drop(samplers);
     // Who opens the FIFO makes it.
     drop(held);
