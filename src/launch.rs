@@ -486,7 +486,20 @@ impl Waiting {
     ///
     /// [`LaunchError::Start`]: it is gone.
     pub fn go(self) -> Result<Started, LaunchError> {
-        match nix::unistd::write(&self.0.nudges, &[GO]) {
+        self.send(GO)
+    }
+
+    /// Lets the runner go: its task was accepted just now, by this process.
+    ///
+    /// # Errors
+    ///
+    /// [`LaunchError::Start`]: it is gone.
+    pub fn go_afresh(self) -> Result<Started, LaunchError> {
+        self.send(GO_AFRESH)
+    }
+
+    fn send(self, word: u8) -> Result<Started, LaunchError> {
+        match nix::unistd::write(&self.0.nudges, &[word]) {
             Ok(_) => Ok(self.0),
             Err(errno) => Err(start_error("dewar-runner".into(), errno.into())),
         }
@@ -526,13 +539,20 @@ const GO: u8 = 0;
 /// 1 was the same without the user; a daemon of that time asks anew when it gets no answer.
 const GO_WITH: u8 = 3;
 
+/// First byte to a runner: it may begin, and whoever says so has just accepted its task, and would end it if that could not be synced. A
+/// runner of before takes it for [`GO`].
+const GO_AFRESH: u8 = 4;
+
 /// Second byte to a runner, after the word to go and whatever came with it: the acceptance of its task is on disk.
 const DURABLE: u8 = 2;
 
 /// What a runner is told before it begins.
+#[derive(Debug)]
 pub enum Word {
     /// Its task is accepted.
     Go,
+    /// The same, by whoever says so, just now.
+    GoAfresh,
     /// The same, and there is a request.
     GoWith(Datagram),
 }
@@ -560,6 +580,7 @@ pub fn hear(follower: OwnedFd) -> io::Result<(OwnedFd, Option<Word>)> {
             let peer = Peer { uid, ..maker };
             Some(Word::GoWith(Datagram { bytes, peer, fd }))
         }
+        (_, [GO_AFRESH]) => Some(Word::GoAfresh),
         _ => Some(Word::Go),
     };
     Ok((stream.into(), word))
@@ -757,6 +778,19 @@ mod tests {
         assert_eq!(ProgramFile::at(&program), before);
         std::fs::rename(&other, &program).unwrap();
         assert!(before.is_some() && ProgramFile::at(&program) != before);
+    }
+
+    #[test]
+    fn a_runner_hears_whether_its_task_was_accepted_just_now() {
+        let heard = |go: fn(Waiting) -> Result<Started, LaunchError>| {
+            let (ours, theirs) = socket::pair().unwrap();
+            let pidfd = theirs.try_clone().unwrap();
+            let _started = go(Waiting(Started { pid: 0, pidfd, nudges: ours })).unwrap();
+            hear(theirs).unwrap().1
+        };
+
+        assert!(matches!(heard(Waiting::go), Some(Word::Go)));
+        assert!(matches!(heard(Waiting::go_afresh), Some(Word::GoAfresh)));
     }
 
     #[test]

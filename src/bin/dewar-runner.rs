@@ -43,14 +43,13 @@ fn run() -> u8 {
     // Before anything of ours can have its number.
     let follower = inherited(FOLLOWER);
     let ready = Ready::new(base);
-    let (follower, first) = match follower.map(hear) {
+    let (follower, word) = match follower.map(hear) {
         // Started without descriptor 3, it may go.
-        None => (None, None),
-        Some(Ok((follower, Some(Word::Go)))) => (Some(follower), None),
-        Some(Ok((follower, Some(Word::GoWith(first))))) => (Some(follower), Some(first)),
+        None => (None, Word::Go),
+        Some(Ok((follower, Some(word)))) => (Some(follower), word),
         Some(Ok((_, None)) | Err(_)) => return 0,
     };
-    let options = Options { root: root.into(), task: task.clone(), follower, first };
+    let options = Options { root: root.into(), task: task.clone(), follower, word };
     match ready.and_then(|ready| Runner::run(ready, options)) {
         Ok(_) => 0,
         Err(error) => {

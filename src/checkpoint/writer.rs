@@ -456,6 +456,15 @@ impl Recovery {
         Self::start(root, identity, Purpose::Write)
     }
 
+    /// As [`Recovery::open`], of a stream of which no sync can have failed: its creator has only just written it, and lives.
+    ///
+    /// # Errors
+    ///
+    /// As [`Recovery::open`].
+    pub fn open_fresh(root: &Root, identity: Identity) -> Result<Self, OpenError> {
+        Self::locked(root, identity, Purpose::Write)?.begin()
+    }
+
     /// As [`Recovery::open`], but makes the stream, empty, where there is none.
     ///
     /// # Errors
@@ -466,6 +475,16 @@ impl Recovery {
     }
 
     fn start(root: &Root, identity: Identity, purpose: Purpose) -> Result<Self, OpenError> {
+        let recovery = Self::locked(root, identity, purpose)?;
+        // Streams of coordinators are never synced, so no sync of theirs can have failed.
+        if matches!(recovery.identity.stream, super::identity::Stream::Runner) {
+            forget_cached(recovery.locked.file(), recovery.cursor.path())?;
+        }
+        recovery.begin()
+    }
+
+    /// Opens and locks it; nothing is read.
+    fn locked(root: &Root, identity: Identity, purpose: Purpose) -> Result<Self, OpenError> {
         let path = root.stream(&identity);
         let file = match file::open_stream(&path, purpose) {
             Ok(file) => file,
@@ -476,13 +495,14 @@ impl Recovery {
             Err(refusal) => return Err(refuse(path, refusal).into()),
         };
         let locked = Locked::take(file, &path, &identity.stream)?;
-        // Streams of coordinators are never synced, so no sync of theirs can have failed.
-        if matches!(identity.stream, super::identity::Stream::Runner) {
-            forget_cached(locked.file(), &path)?;
-        }
-        let mut cursor = Cursor::new(path, Some(identity.clone()));
-        cursor.begin(locked.file())?;
+        let cursor = Cursor::new(path, Some(identity.clone()));
         Ok(Self { locked, identity, cursor })
+    }
+
+    /// Reads the header.
+    fn begin(mut self) -> Result<Self, OpenError> {
+        self.cursor.begin(self.locked.file())?;
+        Ok(self)
     }
 
     /// Goes to a place that a reader of this stream has reached, so that what it has read is not read again.

@@ -67,7 +67,11 @@ pub(super) fn run(args: &Run) -> Result<u8, Failure> {
         if accepted == Accepted::Active {
             refuse_if_held(&root, &id)?;
         }
-        ahead.map_or_else(prepare, Ok)?.go()
+        let waiting = ahead.map_or_else(prepare, Ok)?;
+        match accepted {
+            Accepted::New => waiting.go_afresh(),
+            Accepted::Active => waiting.go(),
+        }
     });
     let started = started.map_err(|error| not_launched(&root, &id, error))?;
     match signals {

@@ -16,12 +16,13 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::OwnedFd;
 
 use super::acceptance::Acceptance;
 use super::control::{Control, Follower};
 use super::perform::Act;
 use super::sources::Wake;
-use super::{CONTROL, Coordinator, Live, NUDGES, Options, Ready, Runner, RunnerError, doing};
+use super::{CONTROL, Coordinator, Live, NUDGES, Ready, Runner, RunnerError, doing};
 use crate::cgroup::{Base, FindError, TaskCgroup, Unenforceable};
 use crate::checkpoint::{Identity, ReadError, Reader, Recovery, Root, lock, tasks};
 use crate::failpoint::{Failpoint, hit};
@@ -40,13 +41,18 @@ pub(super) const START_BACKSTOP: u64 = 60_000_000_000;
 pub(super) const UNKNOWN_BACKSTOP: u64 = 100_000_000;
 
 impl Runner {
-    /// Takes the lead of the task: locks and replays its stream.
-    pub(super) fn lead(ready: Ready, options: Options) -> Result<Self, RunnerError> {
-        let Options { root, task, follower, first: _ } = options;
+    /// Takes the lead of the task: locks and replays its stream. `is_fresh`: whoever has just written it lives.
+    pub(super) fn lead(
+        ready: Ready,
+        root: Root,
+        task: TaskId,
+        follower: Option<OwnedFd>,
+        is_fresh: bool,
+    ) -> Result<Self, RunnerError> {
         let Ready { descriptors, sources, boot_id, me, base } = ready;
-        let root = Root::new(root)?;
         let acceptance = Acceptance::new(follower.as_ref());
-        let mut recovery = Recovery::open(&root, Identity::runner(task.clone()))?;
+        let open = if is_fresh { Recovery::open_fresh } else { Recovery::open };
+        let mut recovery = open(&root, Identity::runner(task.clone()))?;
         if !tasks::is_known(&root, &task) {
             return Err(RunnerError::NotAccepted(task));
         }

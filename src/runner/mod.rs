@@ -49,10 +49,11 @@ use crate::checkpoint::{
 };
 use crate::coordinator::WAITS;
 use crate::failpoint::{Failpoint, hit};
+use crate::launch::Word;
 use crate::proto::{Launch, Usage, VerdictReason};
 use crate::state::{Effect, Event, Phase, Stamp, TaskState, must_last, plan, wake};
 use crate::sys::clock;
-use crate::sys::socket::{Datagram, Peer};
+use crate::sys::socket::Peer;
 use crate::task::{ProcessName, TaskId};
 use acceptance::Acceptance;
 use control::{Asked, Control, Follower, Reply};
@@ -88,8 +89,8 @@ pub struct Options {
     pub task: TaskId,
     /// Where each turn that recorded something is announced with one byte.
     pub follower: Option<OwnedFd>,
-    /// A request that is heard before anything is decided.
-    pub first: Option<Datagram>,
+    /// What it was told. A request is heard before anything is decided.
+    pub word: Word,
 }
 
 /// Why a runner could not go on. The task is not lost by it: another runner goes on from the checkpoint.
@@ -268,9 +269,14 @@ impl Runner {
     /// # Errors
     ///
     /// [`RunnerError`]: the task goes on without a runner, and another one may take over.
-    pub fn run(ready: Ready, mut options: Options) -> Result<Phase, RunnerError> {
-        let first = options.first.take().and_then(control::understand);
-        let mut runner = Self::lead(ready, options)?;
+    pub fn run(ready: Ready, options: Options) -> Result<Phase, RunnerError> {
+        let Options { root, task, follower, word } = options;
+        let is_fresh = matches!(word, Word::GoAfresh);
+        let first = match word {
+            Word::GoWith(first) => control::understand(first),
+            Word::Go | Word::GoAfresh => None,
+        };
+        let mut runner = Self::lead(ready, Root::new(root)?, task, follower, is_fresh)?;
         runner.attach()?;
         if let Some(asked) = first {
             runner.take(asked)?;
