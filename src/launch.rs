@@ -10,8 +10,10 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::getuid;
 use prost::Message;
 
@@ -612,9 +614,12 @@ impl Started {
     }
 }
 
-/// Whether whoever started a runner has said that the acceptance of its task is on disk. Does not wait. `word` is the
-/// runner's end, that does not block, and was heard to the end ([`hear`]).
-pub fn is_confirmed(word: BorrowedFd<'_>) -> bool {
+/// Whether whoever started a runner says that the acceptance of its task is on disk; waits that long for it, or for the end of that one.
+/// `word` is the runner's end, that does not block, and was heard to the end ([`hear`]).
+pub fn is_confirmed(word: BorrowedFd<'_>, wait: Duration) -> bool {
+    let wait = PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX);
+    // Whatever it says, the read tells.
+    let _ = poll(&mut [PollFd::new(word, PollFlags::POLLIN)], wait);
     let mut byte = [0];
     matches!(nix::unistd::read(word, &mut byte), Ok(1)) && byte == [DURABLE]
 }

@@ -6,6 +6,7 @@
 //! stream of a task that a power cut may take.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use super::{Runner, RunnerError};
 use crate::checkpoint::paths::Place;
@@ -14,21 +15,27 @@ use crate::failpoint::{Failpoint, hit};
 use crate::launch;
 use crate::sys::pidfd;
 
+/// How long whoever has just accepted the task is left to its syncs: to do them as well would take longer. It may have been stopped.
+const SYNCING: Duration = Duration::from_millis(100);
+
 /// What the acceptance of the task is known by.
 pub(super) struct Acceptance {
     /// Where whoever started the runner says that it is on disk. `None`: nobody will.
     word: Option<OwnedFd>,
+    /// How long that is waited for.
+    wait: Duration,
 }
 
 impl Acceptance {
-    /// `follower` is the descriptor that the runner was started with.
-    pub(super) fn new(follower: Option<&OwnedFd>) -> Self {
+    /// `follower` is the descriptor that the runner was started with; `is_fresh`: whoever started it is about to say so.
+    pub(super) fn new(follower: Option<&OwnedFd>, is_fresh: bool) -> Self {
         // Without a descriptor of its own it is synced here.
-        Self { word: follower.and_then(|follower| follower.try_clone().ok()) }
+        let word = follower.and_then(|follower| follower.try_clone().ok());
+        Self { word, wait: if is_fresh { SYNCING } else { Duration::ZERO } }
     }
 
     fn is_durable(&self) -> bool {
-        self.word.as_ref().is_some_and(|word| launch::is_confirmed(word.as_fd()))
+        self.word.as_ref().is_some_and(|word| launch::is_confirmed(word.as_fd(), self.wait))
     }
 }
 
