@@ -52,7 +52,7 @@ pub fn accept(root: &Root, id: &TaskId, content: &[u8]) -> Result<(), AcceptErro
 }
 
 /// Makes durable that a task is active, and all that this rests on: its stream, by `stream`, and the entries that lead to both.
-/// Then seals it. The seal itself need not be on disk at once: it counts only where all the rest is not.
+/// Then seals it, and syncs that: a file system without a journal may have the entry and not yet the file.
 ///
 /// A task that is not active any more was on disk before its end was recorded.
 ///
