@@ -7,8 +7,9 @@ _default:
 test *FILTER:
     tests/run {{FILTER}}
 
-# What needs a kernel of its own, in virtual machines: `just vm-test oom`, `just vm-test --boot full-6.1`.
+# What needs a kernel of its own, in virtual machines, installing what those need: `just vm-test oom`, `just vm-test --boot full-6.1`.
 vm-test *ARGUMENTS:
+    tests/needs vm
     cargo run --locked -q -p vm-tests -- {{ARGUMENTS}}
 
 # Format and lints only.
@@ -27,6 +28,7 @@ bench PART="": build
 
 # dewar beside systemd-run, runc and crun, in one virtual machine.
 vm-bench:
+    tests/needs vm
     cargo run --locked -q -p vm-tests -- --boot bench-6.1
 
 # Fuzz one decoder: frame, record, task_file or template. Needs cargo-fuzz and a nightly toolchain.

@@ -110,7 +110,7 @@ pub(crate) enum Lost {
     },
     #[error("talk to the guest")]
     Talk(#[source] io::Error),
-    #[error("start qemu-system-x86_64; tests/run installs it")]
+    #[error("start qemu-system-x86_64; tests/needs installs it")]
     Start(#[source] io::Error),
 }
 

@@ -6,7 +6,7 @@ use std::process::{Command, ExitStatus, Stdio};
 /// Why a program was of no use.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ToolError {
-    #[error("start {program}; tests/run installs what is needed")]
+    #[error("start {program}; tests/needs installs what is needed")]
     Start {
         program: String,
         #[source]
