@@ -76,10 +76,9 @@ impl Selection {
     }
 }
 
-/// Modules of `tests/it` in which controllers, or a kernel that is not the host's, can make a difference. The others pass on the host,
-/// and take minutes where the CPU is translated.
+/// Modules of `tests/it`, beside that of the daemon, in which controllers, or a kernel that is not the host's, can make a difference. The others
+/// pass on the host, and take minutes where the CPU is translated.
 const IN_A_GUEST: &[&str] = &[
-    "daemon::",
     "ending::",
     "exec::",
     "gc::",
@@ -160,6 +159,13 @@ pub(crate) const BOOTS: &[Boot] = &[
         command_line: "cgroup_no_v1=all",
         root: Root::Bare,
         selections: &[Selection::guest(&["full::"])],
+    },
+    Boot {
+        name: "daemon-6.12",
+        kernel: Series::V6_12,
+        command_line: "cgroup_no_v1=all",
+        root: Root::Bare,
+        selections: &[Selection::it(&["daemon::"], NOT_IN_A_GUEST)],
     },
     Boot {
         name: "host-6.12",
