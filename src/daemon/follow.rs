@@ -448,6 +448,10 @@ impl Tasks {
         }
         let from = live.observed.offset();
         live.runner = Some(Runner { followed, since: Instant::now(), from });
+        // Looks for a runner that was to come do not count against one that has died.
+        if std::mem::take(&mut live.appeared) {
+            live.missed = 0;
+        }
     }
 
     /// Takes back a task of which a power cut has left nothing but that it is active.
@@ -773,6 +777,25 @@ mod tests {
             state = state.or((of == id).then(|| entry.summary.state()));
         });
         state
+    }
+
+    /// Its launch may take long to get to the disk.
+    #[test]
+    fn a_runner_that_was_waited_for_is_replaced_at_once_when_it_dies() {
+        let scene = Scene::new();
+        let id = active(&scene, "t");
+        let mut tasks = following(&scene);
+        let token = tasks.tokens[&id];
+        let live = tasks.live.get_mut(&token).unwrap();
+        (live.appeared, live.missed) = (true, APPEARED.len() - 1);
+        let (nudges, runner) = crate::sys::socket::pair().unwrap();
+
+        tasks.be_followed(token, Followed { nudges, pidfd: None });
+        drop(runner);
+        tasks.nudged(token);
+
+        assert_eq!(tasks.live[&token].missed, 1);
+        assert!(tasks.due.iter().any(|due| due.token == token && due.at <= Instant::now()));
     }
 
     /// Attack 41: as somebody has gone on with it who knows all of it.

@@ -192,7 +192,7 @@ fn the_end_of_the_input_at_a_terminal_is_heard() {
     let start =
         ExecStart { tty, ..node.start(&["sh", "-c", "stty -echo; echo ready; cat; echo over"]) };
     let mut caller = node.call(Asked::Start(start)).unwrap();
-    node.said_until(&mut caller, |said| said.stdout.contains("ready"));
+    node.said_until(&mut caller, |said| said.stdout.contains("ready\r\n"));
 
     node.tell(&caller, Asked::Stdin(b"line\n".to_vec()));
     node.tell(&caller, Asked::StdinEnd(ExecStdinEnd {}));
