@@ -297,9 +297,9 @@ impl RunnerService for Control {
         let Some(entry) = node.registry.get(&peer, &id) else {
             return Ok(Response::new(RemoveResponse {}));
         };
-        let state = entry.summary.state();
-        if !is_terminal(state) {
-            let text = format!("task {id} is not over: {}", state.as_str_name());
+        let known = entry.summary.state();
+        if !is_terminal(known) && !watch::has_ended(&node, &peer, &id).await? {
+            let text = format!("task {id} is not over: {}", known.as_str_name());
             return Err(status::precondition("TASK_LIVE", id.as_str(), text));
         }
         let answer = block(move || {

@@ -38,6 +38,9 @@ const MAX_PATTERN: usize = 1024;
 /// each id.
 const MAX_PROGRAM: usize = 128 << 10;
 
+/// Most time that the registry may be behind the stream of a task.
+const BEHIND: Duration = Duration::from_secs(5);
+
 /// All that is told about a task, wherever it is kept.
 ///
 /// # Errors
@@ -302,6 +305,9 @@ async fn one(
         };
         let (again, events, over) = block(read).await?;
         observed = again;
+        if over {
+            known_over(node, peer, id).await;
+        }
         for event in events {
             let cursor = event.cursor.to_string();
             tell(to_client, Message::Event(event), cursor).await?;
@@ -373,6 +379,30 @@ pub(super) async fn until(
         () = too_late => Ok(false),
         _ = stopping.wait_for(|&stopping| stopping) => Err(status::stopping()),
     }
+}
+
+/// Whether a task is over by its stream, which may know it a moment before the registry does.
+///
+/// # Errors
+///
+/// It cannot be read now.
+pub(super) async fn has_ended(node: &Arc<Node>, peer: &Peer, id: &TaskId) -> Result<bool, Status> {
+    let (root, task) = (node.root.clone(), id.clone());
+    let ended = match block(move || view(&root, &task)).await {
+        Ok(view) => is_terminal(view.state()),
+        // And removed already.
+        Err(status) => status.code() == Code::NotFound || return Err(status),
+    };
+    if ended {
+        known_over(node, peer, id).await;
+    }
+    Ok(ended)
+}
+
+/// Waits until the registry knows that a task is over: whoever was told so finds it so, and its end is told before its removal.
+async fn known_over(node: &Arc<Node>, peer: &Peer, id: &TaskId) {
+    // It was removed, or the daemon stops, or does not follow: then it is told all the same.
+    let _ = until(node, peer, id, &[], Some(BEHIND)).await;
 }
 
 /// Whether a task in `state` has been in one of `states`, or never will be.

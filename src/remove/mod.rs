@@ -322,9 +322,10 @@ impl Used {
         Ok(Self(used))
     }
 
-    /// Refuses to erase `dir` if a task works there.
-    fn refuse(&self, dir: &Path) -> Result<(), RemoveError> {
-        match self.0.iter().find(|(_, path)| path.starts_with(dir)) {
+    /// Refuses to erase `dir`, of the task `id`, if another task works there. That one itself does not any more, even if it did when the
+    /// tasks were read: it is over, and held.
+    fn refuse(&self, id: &TaskId, dir: &Path) -> Result<(), RemoveError> {
+        match self.0.iter().find(|(by, path)| by != id && path.starts_with(dir)) {
             Some((by, path)) => Err(RemoveError::Used { by: by.clone(), path: path.clone() }),
             None => Ok(()),
         }
@@ -399,7 +400,7 @@ impl Removal {
             return Ok(erased);
         }
         let Some((sandboxes, name, sandbox)) = self.open_home(&home)? else { return Ok(erased) };
-        used.refuse(&home.canonicalize().unwrap_or_else(|_| home.clone()))?;
+        used.refuse(&self.id, &home.canonicalize().unwrap_or_else(|_| home.clone()))?;
         let sandbox = sandbox.as_fd();
         let logs = self.open_logs(sandbox, &home, parts)?;
         let mut result = Ok(());
@@ -616,6 +617,24 @@ mod tests {
 
         assert!(scene.is_gone("t"));
         remove(&scene.root, &id, true).unwrap();
+    }
+
+    /// Its runner filed it away in between.
+    #[test]
+    fn a_task_that_was_not_over_when_the_tasks_were_read_does_not_work_in_its_own_sandbox() {
+        let scene = Scene::new();
+        let id = scene.active("t", OLD, |_| {}, []);
+        scene.file("t", "file", 10);
+        let used = Used::read(&scene.root).unwrap();
+        assert!(
+            used.0.iter().any(|(by, path)| *by == id && path.starts_with(scene.root.sandbox(&id)))
+        );
+        tasks::finish(&scene.root, &id).unwrap();
+
+        let removal = Removal::begin(&scene.root, &id).unwrap().unwrap();
+        removal.erase(Parts::ALL, &used, &mut || true).unwrap();
+
+        assert!(!scene.root.sandbox(&id).exists());
     }
 
     #[test]
