@@ -391,7 +391,8 @@ pub(super) async fn has_ended(node: &Arc<Node>, peer: &Peer, id: &TaskId) -> Res
     let ended = match block(move || view(&root, &task)).await {
         Ok(view) => is_terminal(view.state()),
         // And removed already.
-        Err(status) => status.code() == Code::NotFound || return Err(status),
+        Err(status) if status.code() == Code::NotFound => true,
+        Err(status) => return Err(status),
     };
     if ended {
         known_over(node, peer, id).await;
