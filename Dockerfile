@@ -14,7 +14,7 @@ RUN useradd --create-home builder && install -d -o builder -g builder /src
 USER builder
 WORKDIR /src
 COPY --chown=builder:builder . .
-RUN cargo build --release --locked ${CARGO_FLAGS} && mkdir bin && cp target/release/dewar target/release/dewar-runner bin
+RUN cargo build --release --locked ${CARGO_FLAGS} && mkdir bin && cp target/release/dewar target/release/dewar-full target/release/dewar-runner bin
 
 FROM ${RUN_BASE}
 COPY --from=build /src/bin/* /usr/bin/

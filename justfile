@@ -18,7 +18,7 @@ check:
     cargo clippy --workspace --all-targets -- -D warnings
     cargo clippy -p vm-tests --test guest -- -D warnings
 
-# Both programs, as they are shipped: target/release/dewar and target/release/dewar-runner.
+# The three programs, as they are shipped: dewar, dewar-full and dewar-runner in target/release.
 build:
     cargo build --release --locked
 

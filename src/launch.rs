@@ -26,9 +26,11 @@ use crate::checkpoint::{
 use crate::failpoint::{Failpoint, hit};
 use crate::proto::record::Kind;
 use crate::proto::{ControlRequest, Launch};
+use crate::runner;
 use crate::sys::exec::{Image, exit_now};
 use crate::sys::socket::{Datagram, Peer};
-use crate::sys::{self, clock, clone, fds, fs, limit, signal, socket};
+use crate::sys::start::ignore_broken_pipes;
+use crate::sys::{self, clock, clone, fds, fs, limit, signal, socket, title};
 use crate::task::TaskId;
 
 /// Times that the stream of a new task is tried to be made.
@@ -638,8 +640,71 @@ pub fn prepare_runner(
 ) -> Result<Waiting, LaunchError> {
     let program = runner_program().map_err(|error| start_error("dewar-runner".into(), error))?;
     let start = || -> io::Result<Waiting> {
+        let (nudges, descriptors) = Descriptors::new(root, task, console)?;
+        let image = Image::new(path_string(&program), words(root, task, base), environment());
+        let (pid, pidfd) = clone::clone_into(base.map(Base::supervisor), || {
+            let laid = descriptors.lay().and_then(|()| fds::close_on_exec_from(FOLLOWER + 1));
+            let errno = laid.err().unwrap_or_else(|| image.execve());
+            // The reason can be told by the status alone.
+            exit_now(errno as i32)
+        })?;
+        Ok(Waiting(Started { pid: pid.as_raw(), pidfd, nudges }))
+    };
+    start().map_err(|error| start_error(program.clone(), error))
+}
+
+/// As [`prepare_runner`], with a fork of this process: no program is loaded. For one that has a single thread, nothing mapped that a
+/// runner does not need, and a task to follow to its end.
+///
+/// # Errors
+///
+/// [`LaunchError::Start`].
+pub fn fork_runner(
+    root: &Root,
+    task: &TaskId,
+    base: Option<&Base>,
+    console: Console,
+) -> Result<Waiting, LaunchError> {
+    let start = || -> io::Result<Option<Waiting>> {
+        let (nudges, descriptors) = Descriptors::new(root, task, console)?;
+        let words = words(root, task, base);
+        let forked = clone::fork_into(base.map(Base::supervisor), || {
+            let begun = descriptors.lay().map_err(io::Error::from);
+            if let Err(error) = begun.and_then(|()| fds::close_all_but(&mut [FOLLOWER])) {
+                exit_now(error.raw_os_error().unwrap_or_default())
+            }
+            let words: Vec<_> = words.iter().map(|word| word.to_bytes()).collect();
+            title::set(c"dewar-runner", &words);
+            // What `begin` does for a program, and `default_all` has undone.
+            ignore_broken_pipes();
+            // That of a command speaks for it.
+            drop(std::panic::take_hook());
+            exit_now(runner::program::run(root.path(), task, base.map(Base::path)).into())
+        });
+        match forked {
+            Ok((pid, pidfd)) => Ok(Some(Waiting(Started { pid: pid.as_raw(), pidfd, nudges }))),
+            Err(Errno::ENOSYS) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    };
+    match start().map_err(|error| start_error("dewar-runner".into(), error))? {
+        Some(waiting) => Ok(waiting),
+        None => prepare_runner(root, task, base, console),
+    }
+}
+
+/// What a runner has open from its start.
+struct Descriptors {
+    /// Its standard input, output and error.
+    standard: [OwnedFd; 3],
+    /// Where it hears that it may go, and nudges.
+    follower: OwnedFd,
+}
+
+impl Descriptors {
+    /// Makes them, and the other end of the last.
+    fn new(root: &Root, task: &TaskId, console: Console) -> io::Result<(OwnedFd, Self)> {
         let (ours, theirs) = socket::pair()?;
-        let image = image(&program, root.path(), task, base);
         let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
         let log = match console {
             Console::Log => runner_log(root, task)?,
@@ -653,16 +718,18 @@ pub fn prepare_runner(
         let null = fs::duplicate_above_standard(&null)?;
         let log: OwnedFd = fs::duplicate_above_standard(&log)?;
         let follower = fs::duplicate_above_standard(&theirs)?;
-        let standard = [null, out, log];
-        let supervisor = base.map(Base::supervisor);
-        let (pid, pidfd) = clone::clone_into(supervisor, || {
-            let errno = become_runner(&standard, &follower, &image).unwrap_err();
-            // The reason can be told by the status alone.
-            exit_now(errno as i32)
-        })?;
-        Ok(Waiting(Started { pid: pid.as_raw(), pidfd, nudges: ours }))
-    };
-    start().map_err(|error| start_error(program.clone(), error))
+        Ok((ours, Self { standard: [null, out, log], follower }))
+    }
+
+    /// In the child, which leaves the session of its parent: lays them out. System calls only.
+    fn lay(&self) -> Result<(), Errno> {
+        nix::unistd::setsid()?;
+        signal::default_all()?;
+        signal::unblock_all()?;
+        limit::restore_open_files()?;
+        fs::lay_standard(&self.standard)?;
+        fds::lay(self.follower.as_fd(), FOLLOWER)
+    }
 }
 
 /// `runner.log`, or `/dev/null` where there is no space for it: a task without a runner could not even be killed.
@@ -713,17 +780,21 @@ pub fn runner_file() -> Option<ProgramFile> {
 /// Number of the descriptor that a runner nudges from its start.
 pub const FOLLOWER: i32 = 3;
 
-fn image(program: &Path, root: &Path, task: &TaskId, base: Option<&Base>) -> Image {
-    let mut argv = vec![c_string("dewar-runner"), path_string(root), c_string(task.as_str())];
-    argv.extend(base.map(|base| path_string(base.path())));
-    // The runner needs nothing of our environment; DEWAR_ ones are for us.
+/// How a runner is called.
+fn words(root: &Root, task: &TaskId, base: Option<&Base>) -> Vec<CString> {
+    let words = [c_string("dewar-runner"), path_string(root.path()), c_string(task.as_str())];
+    words.into_iter().chain(base.map(|base| path_string(base.path()))).collect()
+}
+
+/// The environment of a runner that is a program. It needs nothing of ours; DEWAR_ ones are for us.
+fn environment() -> Vec<CString> {
     let env = std::env::vars_os().filter(|(name, _)| name.as_bytes().starts_with(b"DEWAR_"));
     let env = env.filter_map(|(mut name, value)| {
         name.push("=");
         name.push(value);
         CString::new(name.into_vec()).ok()
     });
-    Image::new(path_string(program), argv, env.collect())
+    env.collect()
 }
 
 fn c_string(text: &str) -> CString {
@@ -732,22 +803,6 @@ fn c_string(text: &str) -> CString {
 
 fn path_string(path: &Path) -> CString {
     CString::new(path.as_os_str().as_bytes()).expect("a path that exists holds no NUL")
-}
-
-/// In the child: system calls only.
-fn become_runner(
-    standard: &[OwnedFd; 3],
-    follower: &OwnedFd,
-    image: &Image,
-) -> Result<std::convert::Infallible, Errno> {
-    nix::unistd::setsid()?;
-    signal::default_all()?;
-    signal::unblock_all()?;
-    limit::restore_open_files()?;
-    fs::lay_standard(standard)?;
-    fds::lay(follower.as_fd(), FOLLOWER)?;
-    fds::close_on_exec_from(FOLLOWER + 1)?;
-    Err(image.execve())
 }
 
 #[cfg(test)]

@@ -11,12 +11,11 @@
 )]
 
 use std::ffi::OsString;
+use std::path::Path;
 
-use dewar::causes::{chain, say};
+use dewar::causes::say;
 use dewar::failpoint::Failpoint;
-use dewar::launch::{FOLLOWER, Word, hear};
-use dewar::runner::{Options, Ready, Runner, RunnerError, block_signals};
-use dewar::sys::fds::inherited;
+use dewar::runner::program;
 use dewar::task::TaskId;
 
 dewar::program!(run);
@@ -29,41 +28,16 @@ fn run() -> u8 {
     }
     let (root, task, base) = match args.as_slice() {
         [root, task] => (root, task, None),
-        [root, task, base] => (root, task, Some(base.into())),
+        [root, task, base] => (root, task, Some(Path::new(base))),
         _ => return usage("expected ROOT TASK [CGROUP_BASE]"),
     };
-    let task = match task.to_str().map(TaskId::new) {
-        Some(Ok(task)) => task,
-        _ => return usage("TASK is no task id"),
-    };
-    if let Err(error) = block_signals() {
-        say(format!("dewar-runner: {task}: block signals: {error}"));
-        return 70;
-    }
-    // Before anything of ours can have its number.
-    let follower = inherited(FOLLOWER);
-    let ready = Ready::new(base);
-    let (follower, word) = match follower.map(hear) {
-        // Started without descriptor 3, it may go.
-        None => (None, Word::Go),
-        Some(Ok((follower, Some(word)))) => (Some(follower), word),
-        Some(Ok((_, None)) | Err(_)) => return 0,
-    };
-    let options = Options { root: root.into(), task: task.clone(), follower, word };
-    match ready.and_then(|ready| Runner::run(ready, options)) {
-        Ok(_) => 0,
-        Err(error) => {
-            say(format!("dewar-runner: {task}: {}", chain(&error)));
-            status(&error)
-        }
+    match task.to_str().map(TaskId::new) {
+        Some(Ok(task)) => program::run(Path::new(root), &task, base),
+        _ => usage("TASK is no task id"),
     }
 }
 
 fn usage(why: &str) -> u8 {
     say(format!("dewar-runner: {why}; it is started by `dewar run`"));
     2
-}
-
-fn status(error: &RunnerError) -> u8 {
-    if error.is_elsewhere() { 5 } else { 70 }
 }

@@ -1,4 +1,4 @@
-//! The `dewar` command.
+//! The `dewar` command: a program of `dewar run`, which becomes `dewar-full` for all else.
 #![cfg_attr(target_env = "gnu", no_main)]
 
-dewar::program!(dewar::cli::main);
+dewar::program!(dewar::cli::front);

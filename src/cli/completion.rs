@@ -55,9 +55,14 @@ fn program() -> String {
     called.map_or_else(|| PROGRAM.to_owned(), |path| path.to_string_lossy().into_owned())
 }
 
+/// Whether it is a shell that asks.
+pub(super) fn is_asked() -> bool {
+    env::var_os(VARIABLE).is_some()
+}
+
 /// Answers a shell, if it is one that asks, and ends there.
 pub(super) fn answer() {
-    if env::var_os(VARIABLE).is_some() {
+    if is_asked() {
         // Whatever hangs, a daemon or a disk: no answer is better than none for long.
         alarm::set(PATIENCE);
         CompleteEnv::with_factory(Cli::command).var(VARIABLE).complete();

@@ -73,43 +73,74 @@ mod wait;
 #[cfg(feature = "net")]
 mod watch;
 
-use std::ffi::OsString;
+use std::convert::Infallible;
+use std::ffi::{CString, NulError, OsString};
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use clap::{Args, FromArgMatches, Parser};
+use nix::sys::prctl;
 
 use crate::causes::tell;
+use crate::sys::exec::Image;
 use crate::words;
 use args::{Cli, Command, Run};
 use failure::Failure;
 
-/// Does what the command line asks for, and says how it went: the exit status.
+/// The program `dewar`. It is small, so that a runner can be a fork of it, and begins at once: a right `dewar run …` it does itself. For
+/// all else it becomes `dewar-full`, which is beside it. Returns the exit status.
+pub fn front() -> u8 {
+    std::panic::set_hook(Box::new(defect));
+    let words: Vec<_> = std::env::args_os().collect();
+    match run_alone(&words).filter(|_| !completion::is_asked()) {
+        Some(run) => status(run::run(&run, crate::launch::fork_runner)),
+        None => become_full(words),
+    }
+}
+
+/// The program `dewar-full`, which knows all commands: does what the command line asks for, and says how it went: the exit status.
 pub fn main() -> u8 {
+    // Whoever looks for `dewar`, as with pidof(1), need not know of two programs.
+    let _ = prctl::set_name(c"dewar");
     completion::answer();
     std::panic::set_hook(Box::new(defect));
-    let command = match command() {
-        Ok(command) => command,
+    match Cli::try_parse() {
+        Ok(cli) => status(dispatch(&cli.command)),
         Err(error) => {
             // Help that nobody reads to its end is still given.
             let _ = error.print();
-            return u8::try_from(error.exit_code()).unwrap_or(failure::status::USAGE);
-        }
-    };
-    match dispatch(&command) {
-        Ok(status) => status,
-        Err(failure) => {
-            tell!("dewar: {failure}");
-            failure.status()
+            u8::try_from(error.exit_code()).unwrap_or(failure::status::USAGE)
         }
     }
 }
 
-/// What the command line asks for.
-fn command() -> Result<Command, clap::Error> {
-    let words: Vec<_> = std::env::args_os().collect();
-    if let Some(run) = run_alone(&words) {
-        return Ok(Command::Run(run));
-    }
-    Ok(Cli::try_parse_from(words)?.command)
+/// Becomes the program that knows all commands. Returns the exit status if that cannot be.
+fn become_full(words: Vec<OsString>) -> u8 {
+    let become_it = || -> io::Result<Infallible> {
+        let program = std::env::current_exe()?.with_file_name("dewar-full");
+        let variables = std::env::vars_os().map(|(mut name, value)| {
+            name.push("=");
+            name.push(value);
+            name
+        });
+        let strings = |words: Vec<OsString>| -> Result<Vec<_>, NulError> {
+            words.into_iter().map(|word| CString::new(word.into_vec())).collect()
+        };
+        let [words, variables] = [words, variables.collect()].map(strings);
+        let path = CString::new(program.as_os_str().as_bytes())?;
+        let errno = Image::new(path, words?, variables?).execve();
+        Err(io::Error::other(format!("{}: {}", program.display(), errno.desc())))
+    };
+    let Err(error) = become_it();
+    status(Err(Failure::Unavailable(format!("start the program of all other commands: {error}"))))
+}
+
+/// The exit status of a command; why it failed is told.
+fn status(done: Result<u8, Failure>) -> u8 {
+    done.unwrap_or_else(|failure| {
+        tell!("dewar: {failure}");
+        failure.status()
+    })
 }
 
 /// A right `dewar run …`, taken apart without the definitions of all other commands: to make those is a good part of all that it executes.
@@ -124,7 +155,7 @@ fn run_alone(words: &[OsString]) -> Option<Run> {
 
 fn dispatch(command: &Command) -> Result<u8, Failure> {
     match command {
-        Command::Run(args) => run::run(args),
+        Command::Run(args) => run::run(args, crate::launch::prepare_runner),
         Command::Resume(args) => run::resume(args),
         #[cfg(feature = "net")]
         Command::Launch(args) => launch::run(args),

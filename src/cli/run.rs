@@ -20,7 +20,7 @@ use crate::causes::tell;
 use crate::cgroup::{Applied, Base};
 use crate::checkpoint::Root;
 use crate::checkpoint::paths::Place;
-use crate::launch::{self, Accepted, Console, LaunchError};
+use crate::launch::{self, Accepted, Console, LaunchError, Waiting};
 use crate::observe::{self, Observed};
 use crate::proto::{Containment, Launch};
 use crate::request::{self, DEFAULT_PATH, RequestError};
@@ -30,12 +30,16 @@ use crate::task::{TaskId, TaskSpec};
 const WEAKER: &str = "--cgroup none is weaker: a process of the task that outlives its coordinator and the runner is \
     lost sight of";
 
-/// Runs a task to its end, or with `--detach` until it is accepted.
+/// How a runner is had that waits for the word to go.
+pub(super) type Prepare =
+    fn(&Root, &TaskId, Option<&Base>, Console) -> Result<Waiting, LaunchError>;
+
+/// Runs a task to its end, by a runner that `prepare` makes; or with `--detach` until it is accepted.
 ///
 /// # Errors
 ///
 /// [`Failure`].
-pub(super) fn run(args: &Run) -> Result<u8, Failure> {
+pub(super) fn run(args: &Run, prepare: Prepare) -> Result<u8, Failure> {
     let asked = match &args.file {
         Some(path) => file::task_file(path, &args.bindings)?,
         None => file::simple_task(&args.command, &args.name, args.max_failures, &args.bindings)?,
@@ -60,14 +64,14 @@ pub(super) fn run(args: &Run) -> Result<u8, Failure> {
     // From here on ^C is for the task.
     let signals = if args.detach { None } else { Some(catch()?) };
     let console = console(args.detach, args.output);
-    let prepare = || launch::prepare_runner(&root, &id, base.as_ref(), console);
-    // Its program is loaded while the task goes to the disk. Its log, if it has one, is kept with the task, once there is one.
-    let ahead = (console != Console::Log).then(prepare).transpose()?;
+    // A runner makes itself ready while the task goes to the disk. The log of one that outlasts us is kept with the task, once there is one.
+    let ahead = (!args.detach).then(|| prepare(&root, &id, base.as_ref(), console)).transpose()?;
     let started = launch::accept_and_begin(&root, &id, &launch, |accepted| {
         if accepted == Accepted::Active {
             refuse_if_held(&root, &id)?;
         }
-        let waiting = ahead.map_or_else(prepare, Ok)?;
+        let start = || launch::prepare_runner(&root, &id, base.as_ref(), console);
+        let waiting = ahead.map_or_else(start, Ok)?;
         match accepted {
             Accepted::New => waiting.go_afresh(),
             Accepted::Active => waiting.go(),

@@ -6,6 +6,7 @@
 //!
 //! | file | question |
 //! |---|---|
+//! | `program.rs` | how does it begin and end as a process? |
 //! | `ready.rs` | what does it make ready before it may begin? |
 //! | `sources.rs` | what does it sleep on? |
 //! | `acceptance.rs` | is the task on disk? |
@@ -28,6 +29,7 @@ mod enforcer;
 mod limits;
 mod pause;
 mod perform;
+pub mod program;
 mod ready;
 mod signal;
 mod sources;

@@ -1,6 +1,6 @@
 //! What a runner has at hand before it may begin.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use super::sources::Sources;
 use super::{RunnerError, doing};
@@ -25,10 +25,10 @@ impl Ready {
     /// # Errors
     ///
     /// [`RunnerError::Io`].
-    pub fn new(cgroup_base: Option<PathBuf>) -> Result<Self, RunnerError> {
+    pub fn new(cgroup_base: Option<&Path>) -> Result<Self, RunnerError> {
         let descriptors = fds::raise_limit().map_err(doing("raise the limit of descriptors"))?;
         process::forget_children().map_err(doing("ignore SIGCHLD"))?;
-        let find = |base| cgroup::find(&cgroup::Options { explicit: Some(base) });
+        let find = |base: &Path| cgroup::find(&cgroup::Options { explicit: Some(base.to_owned()) });
         Ok(Self {
             descriptors,
             sources: Sources::new().map_err(doing("make the epoll set"))?,

@@ -1,4 +1,4 @@
-//! Children with a pidfd: `clone3` straight into a cgroup for a run, `fork` for a coordinator.
+//! Children with a pidfd: `clone3` straight into a cgroup for a program, `fork` for a coordinator, and both at once for a runner.
 #![allow(unsafe_code)]
 
 use std::convert::Infallible;
@@ -225,6 +225,75 @@ pub fn fork(child: impl FnOnce() -> Infallible) -> Result<(Pid, Result<OwnedFd, 
     }
 }
 
+/// Forks a child that is born in `cgroup` (in the caller's own where there is none), goes on as a whole program, a runner, and runs
+/// `child`. Returns its pid, and a pidfd. It begins with all signals blocked: a handler of the caller's would act in the caller's name.
+///
+/// libc has no fork into a cgroup, and a process that is moved there later waits for a grace period of RCU. So this is `clone3`, which has
+/// the kernel do for libc what `fork` asks it for: to write the child's thread id where libc remembers that of its thread. Nothing
+/// else that `fork` renews is there in a process of one thread: no stack or arena of another one, no robust mutex, no
+/// timer, no handler of pthread_atfork(3).
+///
+/// # Errors
+///
+/// Those of `clone3(2)`; `ENODEV`, `EOPNOTSUPP` and `EBUSY` are about the cgroup. `ENOSYS`: nobody knows where libc remembers it
+/// (prctl(2), PR_GET_TID_ADDRESS: a kernel without CONFIG_CHECKPOINT_RESTORE, a libc other than glibc). No child exists then.
+///
+/// # Panics
+///
+/// In a build with assertions, if there is another thread: it could hold a lock that the child waits for.
+pub fn fork_into(
+    cgroup: Option<BorrowedFd<'_>>,
+    child: impl FnOnce() -> Infallible,
+) -> Result<(Pid, OwnedFd), Errno> {
+    debug_assert_eq!(std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count), 1);
+    let thread_id = remembered_thread_id().ok_or(Errno::ENOSYS)?;
+    let mut pidfd: RawFd = -1;
+    let renewed = libc::CLONE_CHILD_SETTID | libc::CLONE_CHILD_CLEARTID | libc::CLONE_PIDFD;
+    let args = libc::clone_args {
+        flags: renewed as u64 | if cgroup.is_some() { INTO_CGROUP } else { 0 },
+        pidfd: (&raw mut pidfd).expose_provenance() as u64,
+        child_tid: thread_id,
+        parent_tid: 0,
+        exit_signal: libc::SIGCHLD as u64,
+        stack: 0,
+        stack_size: 0,
+        tls: 0,
+        set_tid: 0,
+        set_tid_size: 0,
+        cgroup: cgroup.map_or(0, |fd| fd.as_raw_fd() as u64),
+    };
+    // SAFETY: `args` is a whole `clone_args`. Memory is copied, so the child goes on like the parent, on the same stack of its own, with
+    // what `libc::syscall` returns: 0. The kernel writes to `pidfd` in the parent, and in the child to where libc itself would have
+    // it write. The caller has one thread, so no lock is held by another.
+    let clone = || unsafe {
+        let pid = check(libc::syscall(libc::SYS_clone3, &args, size_of_val(&args)))?;
+        if pid == 0 {
+            become_child(child);
+        }
+        Ok(pid)
+    };
+    let pid = with_all_blocked(clone)?;
+    // SAFETY: with CLONE_PIDFD the kernel has stored a new descriptor of this process in `pidfd`;
+    // nobody else knows of it.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    Ok((Pid::from_raw(pid as libc::pid_t), pidfd))
+}
+
+/// Where libc remembers the id of this thread, as an address; `None` if nobody can tell.
+///
+/// glibc has the kernel clear it at the end of the thread (set_tid_address(2)), and so the kernel knows. musl has it clear a lock.
+fn remembered_thread_id() -> Option<u64> {
+    let mut address = 0u64;
+    // SAFETY: the kernel writes an address of 8 bytes there.
+    let known = unsafe { libc::prctl(libc::PR_GET_TID_ADDRESS, &raw mut address) } == 0;
+    let pointer = std::ptr::with_exposed_provenance::<libc::pid_t>(usize::try_from(address).ok()?);
+    if !known || !pointer.is_aligned() || pointer.is_null() {
+        return None;
+    }
+    // SAFETY: it is in libc's memory of this thread, which is there as long as the thread is.
+    (unsafe { pointer.read() } == nix::unistd::gettid().as_raw()).then_some(address)
+}
+
 /// A pidfd of an unreaped child.
 fn pidfd_of_child(child: Pid) -> Result<OwnedFd, Errno> {
     // SAFETY: pidfd_open(2) takes two integers; what it returns is a new descriptor that nobody
@@ -248,10 +317,11 @@ mod tests {
 
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     use nix::sys::signal::{Signal, kill};
-    use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+    use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 
     use super::*;
     use crate::sys::exec::Image;
+    use crate::testing::alone;
 
     fn status(pid: Pid, pidfd: &OwnedFd) -> WaitStatus {
         let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
@@ -268,6 +338,33 @@ mod tests {
         let (pid, pidfd) = clone_into(None, || exit_now(7)).unwrap();
 
         assert_eq!(status(pid, &pidfd), WaitStatus::Exited(pid, 7));
+    }
+
+    /// libc signals by the thread id that it remembers, locks by it, and gives it to the next fork.
+    #[test]
+    fn a_fork_into_a_cgroup_is_a_process_of_its_own_that_libc_knows() {
+        alone(|| {
+            let mut mine = 1;
+            let (pid, pidfd) = fork_into(None, || {
+                mine += 1;
+                let knows = remembered_thread_id().is_some();
+                let thread = std::thread::spawn(|| 2).join().is_ok_and(|two| two == mine);
+                let (again, _) = fork(|| exit_now(3)).unwrap();
+                let forks = waitpid(again, None) == Ok(WaitStatus::Exited(again, 3));
+                let all_blocked = SigSet::thread_get_mask().unwrap().contains(Signal::SIGUSR1);
+                if !(knows && thread && forks && all_blocked) {
+                    exit_now(1)
+                }
+                SigSet::all().thread_unblock().unwrap();
+                nix::sys::signal::raise(Signal::SIGUSR1).unwrap();
+                exit_now(2)
+            })
+            .unwrap();
+
+            assert_eq!(status(pid, &pidfd), WaitStatus::Signaled(pid, Signal::SIGUSR1, false));
+            assert_eq!(mine, 1);
+            assert!(!SigSet::thread_get_mask().unwrap().contains(Signal::SIGUSR1));
+        });
     }
 
     #[test]
@@ -289,17 +386,37 @@ mod tests {
     /// Attack 27: there is no instant at which the child is elsewhere.
     #[test]
     fn a_clone_is_born_in_the_cgroup_that_was_named() {
+        let sleep = Image::new(c"/bin/sleep".into(), vec![c"sleep".into(), c"inf".into()], vec![]);
+        is_born_there("clone", |cgroup| {
+            clone_into(Some(cgroup), || {
+                sleep.execve();
+                exit_now(STRAY)
+            })
+        });
+    }
+
+    #[test]
+    fn a_fork_is_born_in_the_cgroup_that_was_named() {
+        alone(|| {
+            is_born_there("fork", |cgroup| {
+                fork_into(Some(cgroup), || {
+                    nix::unistd::pause();
+                    exit_now(STRAY)
+                })
+            });
+        });
+    }
+
+    fn is_born_there(
+        how: &str,
+        birth: impl FnOnce(BorrowedFd<'_>) -> Result<(Pid, OwnedFd), Errno>,
+    ) {
         let Some(base) = crate::sys::fault::writable_cgroup2() else { return };
-        let path = base.join(format!("dewar-clone-test-{}", std::process::id()));
+        let path = base.join(format!("dewar-{how}-test-{}", std::process::id()));
         std::fs::create_dir(&path).unwrap();
         let dir = std::fs::File::open(&path).unwrap();
 
-        let sleep = Image::new(c"/bin/sleep".into(), vec![c"sleep".into(), c"inf".into()], vec![]);
-        let (pid, pidfd) = clone_into(Some(dir.as_fd()), || {
-            sleep.execve();
-            exit_now(STRAY)
-        })
-        .unwrap();
+        let (pid, pidfd) = birth(dir.as_fd()).unwrap();
         let procs = std::fs::read_to_string(path.join("cgroup.procs")).unwrap();
         kill(pid, Signal::SIGKILL).unwrap();
         status(pid, &pidfd);

@@ -22,6 +22,7 @@
 //! - [`socket`]: descriptors and credentials over unix sockets
 //! - [`start`]: how a program begins and ends
 //! - [`terminal`]: both sides of a terminal
+//! - [`title`]: what others see that this process is
 //! - [`xattr`]: extended attributes
 #![allow(clippy::disallowed_methods, reason = "system calls")]
 
@@ -53,6 +54,7 @@ pub mod sock_diag;
 pub mod socket;
 pub mod start;
 pub mod terminal;
+pub mod title;
 pub mod xattr;
 
 use nix::errno::Errno;

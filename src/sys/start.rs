@@ -10,15 +10,17 @@ use std::io::{self, Write};
 /// Makes `$main`, a `fn() -> u8`, the program; it returns the exit status. The file of the program also says
 /// `#![cfg_attr(target_env = "gnu", no_main)]`.
 ///
-/// On glibc the arguments of the process are known without `main` (`.init_array`, which [`std::env::args_os`] relies on); elsewhere this is
-/// an ordinary `main`.
+/// On glibc the arguments of the process are known without `main` (`.init_array`, which [`std::env::args_os`] relies on), and noted for
+/// [`title`](super::title) alone; elsewhere this is an ordinary `main`.
 #[macro_export]
 macro_rules! program {
     ($main:path) => {
         #[cfg(target_env = "gnu")]
         #[allow(unsafe_code, reason = "SAFETY: the C library calls the one `main` that there is")]
         #[unsafe(no_mangle)]
-        extern "C" fn main() -> i32 {
+        extern "C" fn main(count: i32, words: *const *mut std::ffi::c_char) -> i32 {
+            // SAFETY: they are the arguments of `main`.
+            unsafe { $crate::sys::title::note(count, words) };
             $crate::sys::start::begin($main)
         }
 
@@ -29,16 +31,20 @@ macro_rules! program {
     };
 }
 
-/// Runs `main`, with the descriptors 0 to 2 open, so that no file of ours is taken for one of them; with SIGPIPE ignored, so that who
-/// writes to nobody hears EPIPE; and writes at its end what waits for standard output.
+/// Runs `main`, with the descriptors 0 to 2 open, so that no file of ours is taken for one of them; with SIGPIPE ignored; and writes at its end what waits for standard output.
 pub fn begin(main: fn() -> u8) -> i32 {
     hold_standard_descriptors();
-    // SAFETY: to ignore a signal runs nothing of ours when it comes.
-    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+    ignore_broken_pipes();
     let status = main();
     // Who does not listen any more misses it.
     let _ = io::stdout().flush();
     status.into()
+}
+
+/// Whoever writes to nobody hears EPIPE from now on, and gets no SIGPIPE.
+pub fn ignore_broken_pipes() {
+    // SAFETY: to ignore a signal runs nothing of ours when it comes.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
 }
 
 /// Opens `/dev/null` in place of each of the descriptors 0 to 2 that is closed. Where that cannot be done there is no program.

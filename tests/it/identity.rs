@@ -348,7 +348,7 @@ fn as_nobody(scene: &Scene, task: &crate::support::Task, more: &[&str]) -> Comma
     let bin = scene.path("bin");
     fs::create_dir_all(&bin).unwrap();
     let built = Path::new(dewar.get_program()).parent().unwrap();
-    for program in ["dewar", "dewar-runner"] {
+    for program in ["dewar", "dewar-full", "dewar-runner"] {
         // The target directory may be out of reach for nobody.
         fs::copy(built.join(program), bin.join(program)).unwrap();
     }

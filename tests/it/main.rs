@@ -21,6 +21,7 @@ mod logs;
 mod order;
 mod outcomes;
 mod pause;
+mod programs;
 mod recover;
 mod roots;
 mod signal;

@@ -2,7 +2,7 @@
 set -e
 mount -t tmpfs -o size=600m,mode=0755 root /mnt
 tar -x -C /mnt -f /dev/vda
-cp -a --parents /init /suites /usr/bin/dewar /usr/bin/dewar-runner /mnt
+cp -a --parents /init /suites /usr/bin/dewar /usr/bin/dewar-full /usr/bin/dewar-runner /mnt
 
 cd /mnt
 echo 'tester:x:1000:1000::/home/tester:/bin/bash' >> etc/passwd

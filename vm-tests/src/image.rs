@@ -122,7 +122,7 @@ impl Image {
 
     /// Our programs, and, where they are on the host, links to them and the examples: the tests have these paths built in.
     fn built(&mut self, place: &Place, built: &Built) -> Result<(), ImageError> {
-        for name in ["dewar", "dewar-runner"] {
+        for name in ["dewar", "dewar-full", "dewar-runner"] {
             let (host, guest) = (built.program(name)?, format!("/usr/bin/{name}"));
             self.stripped(place, host, &guest)?;
             self.link(&format!("{HOST}{}", host.display()), &guest);

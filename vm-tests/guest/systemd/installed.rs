@@ -28,7 +28,7 @@ const FILES: [(&str, &str); 4] = [
 ];
 
 /// The programs that the units start.
-const PROGRAMS: [&str; 2] = ["/usr/bin/dewar", "/usr/bin/dewar-runner"];
+const PROGRAMS: [&str; 3] = ["/usr/bin/dewar", "/usr/bin/dewar-full", "/usr/bin/dewar-runner"];
 
 const SOCKET: &str = "/run/dewar/dewar.sock";
 
