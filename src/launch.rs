@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
+use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
@@ -667,19 +668,21 @@ pub fn fork_runner(
 ) -> Result<Waiting, LaunchError> {
     let start = || -> io::Result<Option<Waiting>> {
         let (nudges, descriptors) = Descriptors::new(root, task, console)?;
-        let words = words(root, task, base);
+        let (words, environment) = (words(root, task, base), environment());
         let forked = clone::fork_into(base.map(Base::supervisor), || {
             let begun = descriptors.lay().map_err(io::Error::from);
             if let Err(error) = begun.and_then(|()| fds::close_all_but(&mut [FOLLOWER])) {
                 exit_now(error.raw_os_error().unwrap_or_default())
             }
-            let words: Vec<_> = words.iter().map(|word| word.to_bytes()).collect();
-            title::set(c"dewar-runner", &words);
+            title::set(c"dewar-runner", &words, &environment);
             // What `begin` does for a program, and `default_all` has undone.
             ignore_broken_pipes();
             // That of a command speaks for it.
             drop(std::panic::take_hook());
-            exit_now(runner::program::run(root.path(), task, base.map(Base::path)).into())
+            let run = || runner::program::run(root.path(), task, base.map(Base::path));
+            // As a program that panics.
+            let status = catch_unwind(run).unwrap_or_else(|_| std::process::abort());
+            exit_now(status.into())
         });
         match forked {
             Ok((pid, pidfd)) => Ok(Some(Waiting(Started { pid: pid.as_raw(), pidfd, nudges }))),
@@ -724,6 +727,8 @@ impl Descriptors {
     /// In the child, which leaves the session of its parent: lays them out. System calls only.
     fn lay(&self) -> Result<(), Errno> {
         nix::unistd::setsid()?;
+        // What a terminal sent to the session before, such as ^C, was for whoever follows the task.
+        signal::discard_pending()?;
         signal::default_all()?;
         signal::unblock_all()?;
         limit::restore_open_files()?;
@@ -786,7 +791,7 @@ fn words(root: &Root, task: &TaskId, base: Option<&Base>) -> Vec<CString> {
     words.into_iter().chain(base.map(|base| path_string(base.path()))).collect()
 }
 
-/// The environment of a runner that is a program. It needs nothing of ours; DEWAR_ ones are for us.
+/// The environment of a runner. It needs nothing of ours, which its runs may see (proc_pid_environ(5)); DEWAR_ ones are for us.
 fn environment() -> Vec<CString> {
     let env = std::env::vars_os().filter(|(name, _)| name.as_bytes().starts_with(b"DEWAR_"));
     let env = env.filter_map(|(mut name, value)| {

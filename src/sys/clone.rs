@@ -6,6 +6,7 @@ use std::ffi::c_void;
 use std::mem::ManuallyDrop;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
 
@@ -230,22 +231,22 @@ pub fn fork(child: impl FnOnce() -> Infallible) -> Result<(Pid, Result<OwnedFd, 
 ///
 /// libc has no fork into a cgroup, and a process that is moved there later waits for a grace period of RCU. So this is `clone3`, which has
 /// the kernel do for libc what `fork` asks it for: to write the child's thread id where libc remembers that of its thread. Nothing
-/// else that `fork` renews is there in a process of one thread: no stack or arena of another one, no robust mutex, no
+/// else that `fork` renews is there in a process of one thread that is ours: no stack or arena of another one, no robust mutex, no
 /// timer, no handler of pthread_atfork(3).
 ///
 /// # Errors
 ///
-/// Those of `clone3(2)`; `ENODEV`, `EOPNOTSUPP` and `EBUSY` are about the cgroup. `ENOSYS`: nobody knows where libc remembers it
-/// (prctl(2), PR_GET_TID_ADDRESS: a kernel without CONFIG_CHECKPOINT_RESTORE, a libc other than glibc). No child exists then.
-///
-/// # Panics
-///
-/// In a build with assertions, if there is another thread: it could hold a lock that the child waits for.
+/// Those of `clone3(2)`; `ENODEV`, `EOPNOTSUPP` and `EBUSY` are about the cgroup. `ENOSYS`: this cannot be done here, since nobody knows
+/// where libc remembers it (prctl(2), PR_GET_TID_ADDRESS: a kernel without CONFIG_CHECKPOINT_RESTORE, a libc other than glibc), or since there is
+/// another thread, as of a library that was preloaded, which could hold a lock that the child waits for. No child exists then.
 pub fn fork_into(
     cgroup: Option<BorrowedFd<'_>>,
     child: impl FnOnce() -> Infallible,
 ) -> Result<(Pid, OwnedFd), Errno> {
-    debug_assert_eq!(std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count), 1);
+    // A directory for each thread, beside its own two names.
+    if !std::fs::metadata("/proc/self/task").is_ok_and(|threads| threads.nlink() == 3) {
+        return Err(Errno::ENOSYS);
+    }
     let thread_id = remembered_thread_id().ok_or(Errno::ENOSYS)?;
     let mut pidfd: RawFd = -1;
     let renewed = libc::CLONE_CHILD_SETTID | libc::CLONE_CHILD_CLEARTID | libc::CLONE_PIDFD;
@@ -321,6 +322,7 @@ mod tests {
 
     use super::*;
     use crate::sys::exec::Image;
+    use crate::sys::signal;
     use crate::testing::alone;
 
     fn status(pid: Pid, pidfd: &OwnedFd) -> WaitStatus {
@@ -365,6 +367,29 @@ mod tests {
             assert_eq!(mine, 1);
             assert!(!SigSet::thread_get_mask().unwrap().contains(Signal::SIGUSR1));
         });
+    }
+
+    /// As ^C, which the terminal sends to all that it finds in the session.
+    #[test]
+    fn a_signal_that_came_before_a_fork_has_left_its_session_is_not_for_it() {
+        alone(|| {
+            let (pid, pidfd) = fork_into(None, || {
+                kill(nix::unistd::getpid(), Signal::SIGINT).unwrap();
+                signal::discard_pending().unwrap();
+                signal::default_all().unwrap();
+                signal::unblock_all().unwrap();
+                exit_now(4)
+            })
+            .unwrap();
+
+            assert_eq!(status(pid, &pidfd), WaitStatus::Exited(pid, 4));
+        });
+    }
+
+    #[test]
+    fn a_process_of_several_threads_is_not_forked_into_a_cgroup() {
+        // The harness has one, and so does this test.
+        assert_eq!(fork_into(None, || exit_now(0)).unwrap_err(), Errno::ENOSYS);
     }
 
     #[test]

@@ -18,6 +18,18 @@ const SET_BYTES: usize = 8;
 /// on every 64-bit machine.
 static DEFAULT: [u64; 4] = [0; 4];
 
+/// The same with SIG_IGN as its handler, which is its first field.
+static IGNORE: [u64; 4] = [libc::SIG_IGN as u64, 0, 0, 0];
+
+/// Forgets signals that are pending, blocked or not: to ignore one is to discard it (POSIX, sigaction). Ignores all from then on.
+///
+/// # Errors
+///
+/// Those of `rt_sigaction(2)`.
+pub fn discard_pending() -> Result<(), Errno> {
+    set_all(&IGNORE)
+}
+
 /// Gives every signal its default action. `execve(2)` does so for handled signals, but keeps
 /// ignored ones ignored.
 ///
@@ -25,14 +37,18 @@ static DEFAULT: [u64; 4] = [0; 4];
 ///
 /// Those of `rt_sigaction(2)`.
 pub fn default_all() -> Result<(), Errno> {
+    set_all(&DEFAULT)
+}
+
+fn set_all(action: &[u64; 4]) -> Result<(), Errno> {
     for signal in (1..=LAST).filter(|&n| n != libc::SIGKILL && n != libc::SIGSTOP) {
         // SAFETY: the kernel reads one `struct sigaction` at the pointer, which is that long, and
-        // writes nothing to null.
+        // writes nothing to null. No handler of ours is named.
         let result = unsafe {
             libc::syscall(
                 libc::SYS_rt_sigaction,
                 signal,
-                DEFAULT.as_ptr(),
+                action.as_ptr(),
                 ptr::null_mut::<u64>(),
                 SET_BYTES,
             )

@@ -10,17 +10,15 @@ use std::io::{self, Write};
 /// Makes `$main`, a `fn() -> u8`, the program; it returns the exit status. The file of the program also says
 /// `#![cfg_attr(target_env = "gnu", no_main)]`.
 ///
-/// On glibc the arguments of the process are known without `main` (`.init_array`, which [`std::env::args_os`] relies on), and noted for
-/// [`title`](super::title) alone; elsewhere this is an ordinary `main`.
+/// On glibc the arguments of the process are known without `main` (`.init_array`, which [`std::env::args_os`] relies on); elsewhere this is
+/// an ordinary `main`.
 #[macro_export]
 macro_rules! program {
     ($main:path) => {
         #[cfg(target_env = "gnu")]
         #[allow(unsafe_code, reason = "SAFETY: the C library calls the one `main` that there is")]
         #[unsafe(no_mangle)]
-        extern "C" fn main(count: i32, words: *const *mut std::ffi::c_char) -> i32 {
-            // SAFETY: they are the arguments of `main`.
-            unsafe { $crate::sys::title::note(count, words) };
+        extern "C" fn main() -> i32 {
             $crate::sys::start::begin($main)
         }
 

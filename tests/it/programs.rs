@@ -40,11 +40,8 @@ fn seen(scene: &Scene, runner: &Pid) -> BTreeMap<String, String> {
     let mut seen: BTreeMap<_, _> =
         fields.map(|(name, value)| (name.into(), value.into())).collect();
     assert_eq!(seen.len(), kept.len());
-    for file in ["cgroup", "limits", "oom_score_adj", "cmdline"] {
-        seen.insert(
-            file.into(),
-            read(file).unwrap().trim_end_matches('\0').replace(scene.id(), "ID"),
-        );
+    for file in ["cgroup", "limits", "oom_score_adj", "cmdline", "environ"] {
+        seen.insert(file.into(), read(file).unwrap().replace(scene.id(), "ID"));
     }
     // Its directory, and links to files of its own.
     for fd in fs::read_dir(at("fd")).unwrap() {
