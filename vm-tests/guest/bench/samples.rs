@@ -2,7 +2,8 @@
 //! has four of them, becomes one of a real machine that has all.
 //!
 //! CPU time of a translated machine says nothing by itself. All rows are of one run, and each is told as a multiple of the sample of a
-//! cgroup without controllers, which `just bench thousand` takes on a machine that is real.
+//! cgroup without controllers, taken again and again; those of a thousand tasks once a second are multiples of the row that is the same of a
+//! thousand such cgroups, which is what `just bench thousand` takes on a machine that is real: there nothing is in a cache, in either.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -115,13 +116,29 @@ fn remove(cgroup: &Path) {
     let _ = fs::remove_dir(cgroup);
 }
 
-/// A task without controllers: what a hybrid host gives.
-fn bare() -> (Tasks, TaskCgroup) {
+/// As many tasks without controllers: what a hybrid host gives.
+fn bare() -> (Tasks, Vec<TaskCgroup>) {
     let path = PathBuf::from("/sys/fs/cgroup/bare-bench");
-    let task = path.join("tasks/bare");
-    fs::create_dir_all(task.join("p.0")).unwrap();
-    let opened = TaskCgroup::open_existing(&task, &TaskId::new("bare").unwrap()).unwrap().unwrap();
+    let opened = (0..TASKS).map(|number| {
+        let id = TaskId::new(format!("t{number}")).unwrap();
+        let task = path.join("tasks").join(id.as_str());
+        fs::create_dir_all(task.join("p.0")).unwrap();
+        TaskCgroup::open_existing(&task, &id).unwrap().unwrap()
+    });
+    let opened = opened.collect();
     (Tasks { path, children: Vec::new() }, opened)
+}
+
+/// What a sample of all of them costs once a second: the median second, for one of them.
+fn once_a_second(samplers: &mut [Sampler], extent: Extent) -> Duration {
+    let start = Instant::now();
+    let mut second = 0;
+    let round = cost(SECONDS, || {
+        second += 1;
+        std::thread::sleep((Duration::from_secs(1) * second).saturating_sub(start.elapsed()));
+        samplers.iter_mut().for_each(|of| assert!(of.sample(extent).unwrap().is_some()));
+    });
+    round / TASKS as u32
 }
 
 /// What a monitor without cgroups reads of each process.
@@ -144,11 +161,13 @@ fn samples() {
     let _ = Command::new("mkfifo").arg("/tmp/bench-fifo").status().unwrap();
     let (mut held, tasks) = Tasks::new();
     let (_bare, without) = bare();
-    let mut without = Sampler::of_task(&without).unwrap();
-    let mut samplers: Vec<_> = tasks.iter().map(|task| Sampler::of_task(task).unwrap()).collect();
-    samplers.iter_mut().for_each(|of| assert!(of.sample(Extent::All).unwrap().is_some()));
+    let [mut without, mut samplers] = [&without, &tasks].map(|tasks| {
+        let mut of: Vec<_> = tasks.iter().map(|task| Sampler::of_task(task).unwrap()).collect();
+        of.iter_mut().for_each(|of| assert!(of.sample(Extent::All).unwrap().is_some()));
+        of
+    });
 
-    let floor = cost(2000, || assert!(without.sample(Extent::All).unwrap().is_some()));
+    let floor = cost(2000, || assert!(without[0].sample(Extent::All).unwrap().is_some()));
     println!("\n| CPU time | in this guest | of a sample of 4 files |\n|---|---|---|");
     row("a sample of 4 files (`cpu.stat`, pressure)", floor, floor);
     for (what, number) in [("idle", 1), ("busy", 0)] {
@@ -179,16 +198,11 @@ fn samples() {
         let one = cost(200, || assert!(samplers[2].sample(Extent::All).unwrap().is_some()));
         row("a sample of their task, all files", one, floor);
     }
+    let floor = once_a_second(&mut without, Extent::All);
+    row(&format!("a sample of one of {TASKS} tasks, 4 files, once a second"), floor, floor);
     for (extent, which) in [(Extent::All, "all files"), (Extent::Kept, "what a history keeps")] {
-        let start = Instant::now();
-        let mut second = 0;
-        let round = cost(SECONDS, || {
-            second += 1;
-            std::thread::sleep((Duration::from_secs(1) * second).saturating_sub(start.elapsed()));
-            samplers.iter_mut().for_each(|of| assert!(of.sample(extent).unwrap().is_some()));
-        });
         let what = format!("a sample of one of {TASKS} tasks, {which}, once a second");
-        row(&what, round / TASKS as u32, floor);
+        row(&what, once_a_second(&mut samplers, extent), floor);
     }
     // Were all of them awake. Not each second costs the same.
     let mut awake: Vec<_> = samplers.iter_mut().step_by(BUSY).collect();
