@@ -31,6 +31,18 @@ impl Extent {
 /// The file that costs the most by far: the kernel adds up some fifty figures of all CPUs, and writes them down.
 pub(super) const STAT: &str = "memory.stat";
 
+/// What is told of memory but for what is from [`STAT`], or follows from it.
+pub(super) fn without_parts(memory: MemoryUsage) -> MemoryUsage {
+    MemoryUsage {
+        anon_bytes: None,
+        file_bytes: None,
+        kernel_bytes: None,
+        inactive_file_bytes: None,
+        working_set_bytes: None,
+        ..memory
+    }
+}
+
 /// Takes what is from [`STAT`] over from another sample.
 pub(super) fn take_stat_over(from: &Sample, to: &mut Sample) {
     let Some(from) = from.memory else { return };
@@ -40,6 +52,9 @@ pub(super) fn take_stat_over(from: &Sample, to: &mut Sample) {
     to.kernel_bytes = from.kernel_bytes;
     to.inactive_file_bytes = from.inactive_file_bytes;
 }
+
+/// How many of [`FILES`], from the first on, tell whether anything has happened: nothing does that uses no CPU time, but that memory is taken away.
+pub(super) const SIGNS: usize = 2;
 
 /// How many of [`FILES`], from the first on, make what a history keeps.
 const KEPT: usize = 11;

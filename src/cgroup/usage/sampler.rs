@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::fstat;
 
-use super::files::{Extent, FILES, STAT, finish, take_stat_over};
+use super::files::{Extent, FILES, SIGNS, STAT, finish, take_stat_over, without_parts};
 use super::{Buffer, STILL};
 use crate::cgroup::dir::Dir;
 use crate::cgroup::task::leaf_name;
@@ -24,6 +24,10 @@ use crate::task::ProcessName;
 /// anew. The kernel adds them up every two seconds, and in between only once many pages have changed (`FLUSH_TIME` in
 /// mm/memcontrol.c).
 const BUSY: Duration = Duration::from_millis(1500);
+
+/// Time in which whatever a cgroup did shows in all of its files: until then the kernel has written back what was dirty (30 s, and
+/// a round of 5 s: `vm.dirty_expire_centisecs`, `vm.dirty_writeback_centisecs`).
+const SETTLED: Duration = Duration::from_secs(40);
 
 /// A cgroup by its name in the one above it, with the files of a sample kept open: at most [`Sampler::FILES`] descriptors.
 ///
@@ -49,6 +53,42 @@ struct Open {
     files: [Option<OwnedFd>; FILES.len()],
     /// Time, CPU and memory of the last sample for which all of them were read.
     whole: Option<Sample>,
+    /// The last sample for a history for which more was read than tells that nothing has run.
+    kept: Option<Kept>,
+}
+
+/// A sample for a history.
+#[derive(Debug)]
+struct Kept {
+    sample: Sample,
+    /// When it last was another one than before, by the clock of the boot in nanoseconds.
+    changed: u64,
+}
+
+impl Kept {
+    /// The next one.
+    fn next(before: Option<&Self>, sample: Sample) -> Self {
+        let as_before = before.filter(|before| is_same(&before.sample, &sample));
+        Self { changed: as_before.map_or(sample.boot_nanos, |before| before.changed), sample }
+    }
+
+    /// Whether it will do for `now`, of which there is as much as tells whether anything has run: nothing has for so long that nothing can
+    /// show of it any more, and all was read not long ago.
+    fn will_do(&self, now: &Sample) -> bool {
+        stands_still(&self.sample, now)
+            && age(self.changed, now) >= SETTLED
+            && age(self.sample.boot_nanos, now) < STILL
+    }
+}
+
+/// Whether two samples say the same, but for their times and for the parts of memory, which age by themselves.
+fn is_same(one: &Sample, other: &Sample) -> bool {
+    let memory = |sample: &Sample| sample.memory.map(without_parts);
+    one.cpu == other.cpu
+        && one.io == other.io
+        && one.pids == other.pids
+        && one.pressure == other.pressure
+        && memory(one) == memory(other)
 }
 
 impl Sampler {
@@ -144,12 +184,14 @@ impl Open {
                 Err(_) => None,
             };
         }
-        Ok(Some(Self { id, extent, files, whole: None }))
+        Ok(Some(Self { id, extent, files, whole: None, kept: None }))
     }
 
-    /// Reads its files. For a history [`STAT`], which costs more than all others together, is read no more often than the kernel itself
+    /// Reads its files.
+    ///
+    /// For a history [`STAT`], which costs more than all others together, is read no more often than the kernel itself
     /// adds it up in any case ([`BUSY`]); and of a cgroup that stands still once a minute: only the kernel's own ageing of pages can have
-    /// changed what is in it.
+    /// changed what is in it. Of one that has stood still for long all but what tells that ([`SIGNS`]) is read once a minute.
     fn read(&mut self, extent: Extent) -> Result<Sample, Gone> {
         let now = clock::now();
         let mut sample = Sample {
@@ -160,7 +202,14 @@ impl Open {
         };
         let mut buffer = Buffer::new();
         let mut is_whole = true;
-        for ((name, take), file) in extent.files().iter().zip(&self.files) {
+        for (number, ((name, take), file)) in extent.files().iter().zip(&self.files).enumerate() {
+            if number == SIGNS
+                && extent == Extent::Kept
+                && let Some(kept) = self.kept.as_ref().filter(|kept| kept.will_do(&sample))
+            {
+                let Sample { time, boot_nanos, .. } = sample;
+                return Ok(Sample { time, boot_nanos, ..kept.sample.clone() });
+            }
             let Some(file) = file else { continue };
             if extent == Extent::Kept && *name == STAT {
                 let before = self.whole.as_ref();
@@ -181,6 +230,9 @@ impl Open {
             let (boot_nanos, cpu, memory) = (sample.boot_nanos, sample.cpu, sample.memory);
             self.whole = Some(Sample { boot_nanos, cpu, memory, ..Sample::default() });
         }
+        if extent == Extent::Kept {
+            self.kept = Some(Kept::next(self.kept.as_ref(), sample.clone()));
+        }
         Ok(sample)
     }
 }
@@ -188,14 +240,23 @@ impl Open {
 /// Whether what `before` says of the parts of its memory will do for `now`: it is from just now; or it is not long ago, and nothing has run
 /// and no memory was charged or given back since. `now` has as much of the sample as tells that.
 fn is_known(before: &Sample, now: &Sample) -> bool {
+    let stands_still = charged(now).is_some() && stands_still(before, now);
+    age(before.boot_nanos, now) < if stands_still { STILL } else { BUSY }
+}
+
+/// Whether nothing has run between two samples, and no memory was charged or given back, where that is accounted for.
+fn stands_still(before: &Sample, now: &Sample) -> bool {
     let cpu = |sample: &Sample| sample.cpu.and_then(|cpu| cpu.time);
-    let charged = |sample: &Sample| sample.memory.and_then(|memory| memory.current_bytes);
-    let stands_still = cpu(now).is_some()
-        && cpu(before) == cpu(now)
-        && charged(now).is_some()
-        && charged(before) == charged(now);
-    let age = Duration::from_nanos(now.boot_nanos.saturating_sub(before.boot_nanos));
-    age < if stands_still { STILL } else { BUSY }
+    cpu(now).is_some() && cpu(before) == cpu(now) && charged(before) == charged(now)
+}
+
+fn charged(sample: &Sample) -> Option<u64> {
+    sample.memory.and_then(|memory| memory.current_bytes)
+}
+
+/// How long ago `boot_nanos` was when the sample `now` was taken.
+fn age(boot_nanos: u64, now: &Sample) -> Duration {
+    Duration::from_nanos(now.boot_nanos.saturating_sub(boot_nanos))
 }
 
 /// Name of the block device `number`, such as `254:0`, as sysfs(5) has it.
@@ -297,6 +358,69 @@ mod tests {
         assert!(!known(102, Some(5), Some(8192)), "something was charged");
         assert!(!known(102, None, Some(4096)) && !known(102, Some(5), None), "not known");
         assert!(known(101, Some(6), Some(8192)) && known(101, None, None), "just now");
+    }
+
+    #[test]
+    fn what_has_long_stood_still_is_as_it_was_until_something_runs_or_a_minute_has_passed() {
+        let sample = |seconds: u64, cpu: u64, charged: Option<u64>, waited: u64| {
+            let (cpu, waited) = (Duration::from_millis(cpu), Duration::from_millis(waited));
+            let memory = charged.map(|_| crate::proto::MemoryUsage {
+                current_bytes: charged,
+                // They age.
+                anon_bytes: Some(seconds),
+                working_set_bytes: Some(seconds),
+                ..Default::default()
+            });
+            let some =
+                Some(crate::proto::Stall { total: Some(waited.into()), ..Default::default() });
+            let io = Some(crate::proto::Pressure { some, full: None });
+            Sample {
+                boot_nanos: seconds * 1_000_000_000,
+                cpu: Some(crate::proto::CpuUsage { time: Some(cpu.into()), ..Default::default() }),
+                memory,
+                pressure: Some(crate::proto::PressureUsage { io, ..Default::default() }),
+                ..Sample::default()
+            }
+        };
+        let charged = Some(4096);
+        let first = Kept::next(None, sample(100, 5, charged, 7));
+        let waits = Kept::next(Some(&first), sample(130, 5, charged, 8));
+        let still = Kept::next(Some(&waits), sample(139, 5, charged, 8));
+        let now = |seconds, cpu, charged| sample(seconds, cpu, charged, 8);
+
+        assert!(first.will_do(&now(140, 5, charged)) && !first.will_do(&now(139, 5, charged)));
+        assert!(!still.will_do(&now(169, 5, charged)), "something waited at 130");
+        assert!(still.will_do(&now(170, 5, charged)) && still.will_do(&now(198, 5, charged)));
+        assert!(!still.will_do(&now(199, 5, charged)), "a minute");
+        assert!(!still.will_do(&now(170, 6, charged)), "something ran");
+        assert!(!still.will_do(&now(170, 5, Some(0))), "memory was taken away");
+        let alone = Kept::next(None, sample(100, 5, None, 8));
+        assert!(alone.will_do(&now(140, 5, None)), "no memory is accounted for");
+    }
+
+    #[test]
+    fn of_what_has_long_stood_still_nothing_is_read_but_whether_it_does() {
+        let scratch = Scratch::new();
+        let task = scratch.task("task");
+        let leaf = task.leaf(&process(), 0).unwrap();
+        let mut inhabitant = scratch.inhabit(leaf.path(), SPIN);
+        assert_eq!(inhabitant.line(), "spun");
+        let mut sampler = Sampler::of_leaf(&task, &process(), 0).unwrap();
+        let before = sampler.sample(Extent::Kept).unwrap().unwrap();
+        let open = sampler.open.as_mut().unwrap();
+        let kept = open.kept.as_mut().unwrap();
+        kept.changed = kept.sample.boot_nanos - SETTLED.as_nanos() as u64;
+        // Nobody can read them any more.
+        open.files[SIGNS..].fill_with(|| None);
+
+        let settled = sampler.sample(Extent::Kept).unwrap().unwrap();
+        sampler.open.as_mut().unwrap().kept.as_mut().unwrap().changed = before.boot_nanos;
+        let unsettled = sampler.sample(Extent::Kept).unwrap().unwrap();
+
+        assert!(before.pressure.is_some() && settled.boot_nanos > before.boot_nanos);
+        let times = Sample { time: before.time, boot_nanos: before.boot_nanos, ..settled };
+        assert_eq!(times, before);
+        assert_eq!(unsettled.pressure, None, "they would have been read");
     }
 
     /// What was removed and made again between two samples is also noticed if it was gone in one.

@@ -19,6 +19,9 @@ use nix::time::{ClockId, clock_gettime};
 const TASKS: usize = 1000;
 const SECONDS: u32 = 10;
 
+/// Time after which of a task nothing shows any more.
+const SETTLED: Duration = Duration::from_secs(41);
+
 /// Of so many tasks one has a process that wakes some times a second.
 const BUSY: usize = 20;
 
@@ -201,6 +204,9 @@ fn samples() {
     let floor = once_a_second(&mut without, Extent::All);
     row(&format!("a sample of one of {TASKS} tasks, 4 files, once a second"), floor, floor);
     for (extent, which) in [(Extent::All, "all files"), (Extent::Kept, "what a history keeps")] {
+        // What has long stood still is known to have.
+        samplers.iter_mut().for_each(|of| assert!(of.sample(extent).unwrap().is_some()));
+        std::thread::sleep(SETTLED);
         let what = format!("a sample of one of {TASKS} tasks, {which}, once a second");
         row(&what, once_a_second(&mut samplers, extent), floor);
     }
