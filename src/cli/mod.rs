@@ -73,16 +73,14 @@ mod wait;
 #[cfg(feature = "net")]
 mod watch;
 
-use std::convert::Infallible;
-use std::ffi::{CString, NulError, OsString};
-use std::io;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::process;
 
 use clap::{Args, FromArgMatches, Parser};
 use nix::sys::prctl;
 
 use crate::causes::tell;
-use crate::sys::exec::Image;
 use crate::words;
 use args::{Cli, Command, Run};
 use failure::Failure;
@@ -94,7 +92,7 @@ pub fn front() -> u8 {
     let words: Vec<_> = std::env::args_os().collect();
     match run_alone(&words).filter(|_| !completion::is_asked()) {
         Some(run) => status(run::run(&run, crate::launch::fork_runner)),
-        None => become_full(words),
+        None => become_full(&words),
     }
 }
 
@@ -114,25 +112,19 @@ pub fn main() -> u8 {
     }
 }
 
-/// Becomes the program that knows all commands. Returns the exit status if that cannot be.
-fn become_full(words: Vec<OsString>) -> u8 {
-    let become_it = || -> io::Result<Infallible> {
-        let program = std::env::current_exe()?.with_file_name("dewar-full");
-        let variables = std::env::vars_os().map(|(mut name, value)| {
-            name.push("=");
-            name.push(value);
-            name
-        });
-        let strings = |words: Vec<OsString>| -> Result<Vec<_>, NulError> {
-            words.into_iter().map(|word| CString::new(word.into_vec())).collect()
-        };
-        let [words, variables] = [words, variables.collect()].map(strings);
-        let path = CString::new(program.as_os_str().as_bytes())?;
-        let errno = Image::new(path, words?, variables?).execve();
-        Err(io::Error::other(format!("{}: {}", program.display(), errno.desc())))
+/// Becomes the program that knows all commands, called as this one was. Returns the exit status if that cannot be.
+fn become_full(words: &[OsString]) -> u8 {
+    let why = match std::env::current_exe() {
+        Ok(this) => {
+            let program = this.with_file_name("dewar-full");
+            let mut full = process::Command::new(&program);
+            full.arg0(words.first().map_or("dewar".as_ref(), OsString::as_os_str));
+            let error = full.args(words.iter().skip(1)).exec();
+            format!("{}: {error}", program.display())
+        }
+        Err(error) => format!("/proc/self/exe: {error}"),
     };
-    let Err(error) = become_it();
-    status(Err(Failure::Unavailable(format!("start the program of all other commands: {error}"))))
+    status(Err(Failure::Unavailable(format!("start the program of all other commands: {why}"))))
 }
 
 /// The exit status of a command; why it failed is told.

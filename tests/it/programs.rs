@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use nix::unistd::Pid as RawPid;
 use nix::unistd::getsid;
@@ -98,11 +99,12 @@ fn a_task_is_run_by_a_program_that_cannot_do_anything_else() {
     let built = Path::new(crate::support::DEWAR).parent().unwrap();
     let bin = scene.path("bin");
     fs::create_dir(&bin).unwrap();
-    for program in ["dewar", "dewar-runner"] {
-        fs::copy(built.join(program), bin.join(program)).unwrap();
-    }
-    let here = |command: std::process::Command| {
-        let mut moved = std::process::Command::new(bin.join("dewar"));
+    // By another process: a child that another test begins meanwhile would have it open to write, and it could not be executed.
+    let mut copy = Command::new("cp");
+    copy.args(["dewar", "dewar-runner"].map(|program| built.join(program))).arg(&bin);
+    assert_eq!(scene.output(copy).status, Some(0));
+    let here = |command: Command| {
+        let mut moved = Command::new(bin.join("dewar"));
         moved.args(command.get_args());
         scene.output(moved)
     };
@@ -113,7 +115,7 @@ fn a_task_is_run_by_a_program_that_cannot_do_anything_else() {
     assert_eq!(run.status, Some(0), "{run:?}");
     let full = bin.join("dewar-full");
     let said = format!(
-        "dewar: start the program of all other commands: {}: No such file or directory\n",
+        "dewar: start the program of all other commands: {}: No such file or directory (os error 2)\n",
         full.display()
     );
     assert_eq!((status.status, status.stderr), (Some(5), said));
