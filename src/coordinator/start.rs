@@ -369,10 +369,15 @@ impl LaunchFailed {
         self.errno.is_some_and(sys::is_no_space)
     }
 
-    /// Whether the same call may well succeed soon: it failed for want of something, or was interrupted.
+    /// Whether the same call may well succeed soon: it failed for want of something, or was interrupted; or the leaf is gone, as systemd
+    /// removes what is empty of a unit whose main process has ended.
     pub(super) fn is_passing(&self) -> bool {
-        use Errno::{EAGAIN, EBUSY, EINTR, EIO, EMFILE, ENFILE, ENOMEM};
-        matches!(self.errno, Some(EAGAIN | EBUSY | EINTR | EIO | EMFILE | ENFILE | ENOMEM))
+        use Errno::{EAGAIN, EBUSY, EINTR, EIO, EMFILE, ENFILE, ENODEV, ENOENT, ENOMEM};
+        match self.errno {
+            Some(EAGAIN | EBUSY | EINTR | EIO | EMFILE | ENFILE | ENOMEM) => true,
+            Some(ENODEV | ENOENT) => matches!(self.step, Step::Cgroup | Step::Clone),
+            _ => false,
+        }
     }
 
     /// attack 33: names the limit of `leaf` that left too little to start a run, if that is why. A limit of memory does so every

@@ -305,10 +305,12 @@ async fn one(
         };
         let (again, events, over) = block(read).await?;
         observed = again;
-        if over {
-            known_over(node, peer, id).await;
-        }
-        for event in events {
+        let last = events.len().saturating_sub(1);
+        for (number, event) in events.into_iter().enumerate() {
+            if over && number == last {
+                // It was removed, or the daemon stops, or does not follow: then it is told all the same.
+                let _ = known_over(node, peer, id).await;
+            }
             let cursor = event.cursor.to_string();
             tell(to_client, Message::Event(event), cursor).await?;
         }
@@ -394,16 +396,21 @@ pub(super) async fn has_ended(node: &Arc<Node>, peer: &Peer, id: &TaskId) -> Res
         Err(status) if status.code() == Code::NotFound => true,
         Err(status) => return Err(status),
     };
-    if ended {
-        known_over(node, peer, id).await;
+    if ended && known_over(node, peer, id).await.is_ok_and(|known| !known) {
+        let text = format!("the end of task {id} is not known here yet");
+        return Err(status::info(Code::Unavailable, "UNAVAILABLE", text, &[]));
     }
     Ok(ended)
 }
 
-/// Waits until the registry knows that a task is over: whoever was told so finds it so, and its end is told before its removal.
-async fn known_over(node: &Arc<Node>, peer: &Peer, id: &TaskId) {
-    // It was removed, or the daemon stops, or does not follow: then it is told all the same.
-    let _ = until(node, peer, id, &[], Some(BEHIND)).await;
+/// Waits until the registry knows that a task is over: whoever was told so finds it so, and its end is told before its removal. `false`:
+/// it takes very long.
+///
+/// # Errors
+///
+/// The task was removed, or the daemon stops.
+async fn known_over(node: &Arc<Node>, peer: &Peer, id: &TaskId) -> Result<bool, Status> {
+    until(node, peer, id, &[], Some(BEHIND)).await
 }
 
 /// Whether a task in `state` has been in one of `states`, or never will be.

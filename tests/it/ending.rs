@@ -4,7 +4,7 @@ use std::fs;
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Scene, is_alive, p, seconds_between, task};
+use crate::support::{Pid, Scene, is_alive, p, seconds_between, task, wait_until};
 
 /// S11
 #[test]
@@ -17,6 +17,26 @@ fn a_daemon_runs_again_after_success_until_it_is_killed() {
     scene.kill(&[]);
 
     running.finish().assert("KILLED", &[("a", "SSSK")]);
+}
+
+/// As systemd does with what is empty of a unit whose main process has ended, that of `dewar run --detach` say.
+#[test]
+fn a_run_whose_leaf_is_removed_before_it_is_born_is_born_in_another() {
+    let scene = Scene::new();
+    let token = scene.file("token", "");
+    let mut command = scene.run_command(&task([p("a", "echo ran >> ran")]), &[]);
+    command.env("DEWAR_FAILPOINT", format!("coordinator::output=stop@{}", token.display()));
+    let following = scene.follow(command);
+    wait_until("the coordinator is stopped", || !token.exists());
+    let runner = scene.runner().number();
+    let children = fs::read_to_string(format!("/proc/{runner}/task/{runner}/children")).unwrap();
+    let coordinator = Pid::of(children.trim().parse().unwrap());
+
+    fs::remove_dir(scene.leaf("a.0")).unwrap();
+    coordinator.signal(Signal::SIGCONT);
+
+    following.finish().assert("SUCCESS", &[("a", "S")]);
+    assert_eq!(scene.read("ran"), "ran\n");
 }
 
 /// S12

@@ -31,6 +31,20 @@ impl Extent {
 /// The file that costs the most by far: the kernel adds up some fifty figures of all CPUs, and writes them down.
 pub(super) const STAT: &str = "memory.stat";
 
+/// What a history keeps of a sample ([`Extent::Kept`]).
+pub(super) fn kept(sample: Sample) -> Sample {
+    let memory = sample.memory.map(|memory| MemoryUsage {
+        max_bytes: None,
+        high_bytes: None,
+        swap_peak_bytes: None,
+        swap_max_bytes: None,
+        ..memory
+    });
+    let pids =
+        sample.pids.map(|PidsUsage { current, .. }| PidsUsage { current, ..PidsUsage::default() });
+    Sample { memory, pids, ..sample }
+}
+
 /// What is told of memory but for what is from [`STAT`], or follows from it.
 pub(super) fn without_parts(memory: MemoryUsage) -> MemoryUsage {
     MemoryUsage {
@@ -202,6 +216,12 @@ pub(crate) mod tests {
         ("memory.pressure", "some avg10=2.00 avg60=0.00 avg300=0.00 total=2\n"),
         ("io.pressure", "some avg10=3.00 avg60=0.00 avg300=0.00 total=3\n"),
     ];
+
+    #[test]
+    fn what_a_history_keeps_of_all_is_what_is_read_for_it() {
+        assert_eq!(kept(whole(Extent::All)), whole(Extent::Kept));
+        assert_eq!(kept(whole(Extent::Kept)), whole(Extent::Kept));
+    }
 
     fn json(sample: &Sample) -> serde_json::Value {
         serde_json::to_value(sample).unwrap()

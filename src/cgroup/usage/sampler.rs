@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::fstat;
 
-use super::files::{Extent, FILES, SIGNS, STAT, finish, take_stat_over, without_parts};
+use super::files::{Extent, FILES, SIGNS, STAT, finish, kept, take_stat_over, without_parts};
 use super::{Buffer, STILL};
 use crate::cgroup::dir::Dir;
 use crate::cgroup::task::leaf_name;
@@ -25,8 +25,11 @@ use crate::task::ProcessName;
 /// mm/memcontrol.c).
 const BUSY: Duration = Duration::from_millis(1500);
 
-/// Time in which whatever a cgroup did shows in all of its files: until then the kernel has written back what was dirty (30 s, and
-/// a round of 5 s: `vm.dirty_expire_centisecs`, `vm.dirty_writeback_centisecs`).
+/// Age up to which the last sample will do for what stands still. Who asks for one because that time has passed gets another.
+const AGAIN: Duration = STILL.saturating_sub(Duration::from_secs(1));
+
+/// Time in which whatever a cgroup did shows in all of its files: until then the kernel has written back what was dirty, unless
+/// it was told to take longer (30 s, and a round of 5 s: `vm.dirty_expire_centisecs`, `vm.dirty_writeback_centisecs`).
 const SETTLED: Duration = Duration::from_secs(40);
 
 /// A cgroup by its name in the one above it, with the files of a sample kept open: at most [`Sampler::FILES`] descriptors.
@@ -77,7 +80,7 @@ impl Kept {
     fn will_do(&self, now: &Sample) -> bool {
         stands_still(&self.sample, now)
             && age(self.changed, now) >= SETTLED
-            && age(self.sample.boot_nanos, now) < STILL
+            && age(self.sample.boot_nanos, now) < AGAIN
     }
 }
 
@@ -206,6 +209,7 @@ impl Open {
             if number == SIGNS
                 && extent == Extent::Kept
                 && let Some(kept) = self.kept.as_ref().filter(|kept| kept.will_do(&sample))
+                && self.whole.as_ref().is_some_and(|whole| age(whole.boot_nanos, &sample) < AGAIN)
             {
                 let Sample { time, boot_nanos, .. } = sample;
                 return Ok(Sample { time, boot_nanos, ..kept.sample.clone() });
@@ -230,9 +234,8 @@ impl Open {
             let (boot_nanos, cpu, memory) = (sample.boot_nanos, sample.cpu, sample.memory);
             self.whole = Some(Sample { boot_nanos, cpu, memory, ..Sample::default() });
         }
-        if extent == Extent::Kept {
-            self.kept = Some(Kept::next(self.kept.as_ref(), sample.clone()));
-        }
+        // Also of a sample for somebody else: what adds up never goes back.
+        self.kept = Some(Kept::next(self.kept.as_ref(), kept(sample.clone())));
         Ok(sample)
     }
 }
@@ -390,8 +393,8 @@ mod tests {
 
         assert!(first.will_do(&now(140, 5, charged)) && !first.will_do(&now(139, 5, charged)));
         assert!(!still.will_do(&now(169, 5, charged)), "something waited at 130");
-        assert!(still.will_do(&now(170, 5, charged)) && still.will_do(&now(198, 5, charged)));
-        assert!(!still.will_do(&now(199, 5, charged)), "a minute");
+        assert!(still.will_do(&now(170, 5, charged)) && still.will_do(&now(197, 5, charged)));
+        assert!(!still.will_do(&now(198, 5, charged)), "a minute");
         assert!(!still.will_do(&now(170, 6, charged)), "something ran");
         assert!(!still.will_do(&now(170, 5, Some(0))), "memory was taken away");
         let alone = Kept::next(None, sample(100, 5, None, 8));
