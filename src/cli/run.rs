@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::time::Duration;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::geteuid;
 
 use super::args::{self, Output, Resume, Run};
@@ -24,7 +27,11 @@ use crate::launch::{self, Accepted, Console, LaunchError, Waiting};
 use crate::observe::{self, Observed};
 use crate::proto::{Containment, Launch};
 use crate::request::{self, DEFAULT_PATH, RequestError};
+use crate::state::{Phase, RunState, TaskState};
 use crate::task::{TaskId, TaskSpec};
+
+/// How long a first run may take to begin before a task is left to itself.
+const BEGINS: Duration = Duration::from_secs(2);
 
 /// What `--cgroup none` means.
 const WEAKER: &str = "--cgroup none is weaker: a process of the task that outlives its coordinator and the runner is \
@@ -81,10 +88,40 @@ pub(super) fn run(args: &Run, prepare: Prepare) -> Result<u8, Failure> {
     match signals {
         Some(signals) => to_the_end(&root, &id, &spec, started.into(), signals, args.output),
         None => {
-            launch::wait_for_lead(&started.nudges);
+            wait_until_begun(&root, &id, &started.nudges)?;
             detached(&root, &id, args.output)
         }
     }
+}
+
+/// Waits until something of a task runs, or has run; until nothing will; or for [`BEGINS`].
+///
+/// In a unit of systemd this process is the main one. When that ends systemd removes whatever cgroup of the unit is empty, and a
+/// task whose first run is not born yet has no process in any of its own.
+fn wait_until_begun(root: &Root, id: &TaskId, nudges: &OwnedFd) -> Result<(), Failure> {
+    let deadline = Instant::now() + BEGINS;
+    let mut observed = Observed::open(root, id)?;
+    loop {
+        observed.advance(|_, _| {})?;
+        if observed.replay().is_some_and(|replay| has_begun(replay.state())) {
+            return Ok(());
+        }
+        let left = PollTimeout::try_from(deadline.saturating_duration_since(Instant::now()));
+        let mut fds = [PollFd::new(nudges.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, left.unwrap_or(PollTimeout::ZERO)) {
+            Err(Errno::EINTR) => {}
+            Ok(1..) if nix::unistd::read(nudges, &mut [0; 64]).is_ok_and(|read| read > 0) => {}
+            // It takes long, or the runner is gone: that is told by whoever looks.
+            _ => return Ok(()),
+        }
+    }
+}
+
+/// Whether a run of a task runs or has run, or none will.
+fn has_begun(task: &TaskState) -> bool {
+    let waits = |state| matches!(state, RunState::Waiting | RunState::Forked);
+    task.phase().is_some_and(|phase| phase != Phase::Active)
+        || task.processes().iter().any(|of| of.runs.last().is_some_and(|run| !waits(run.state)))
 }
 
 /// Goes on with a task to its end, or with `--detach` until a runner lives.
