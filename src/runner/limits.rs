@@ -355,23 +355,13 @@ impl Runner {
     }
 
     /// Nothing of the task lives, so nothing is to be limited any more.
-    ///
-    /// What was being enforced was not refused: less memory than was in use may be what has ended the task.
     pub(super) fn abandon_changes(&mut self) {
-        if let Some(Making { enforcer, change, .. }) = self.making.take() {
+        let making = self.making.take().map(|Making { enforcer, change, .. }| {
             self.sources.remove(&enforcer);
             enforcer.kill();
-            match change.then {
-                Then::Answer(asked) => {
-                    if let Some(reply) = asked.reply {
-                        reply.send_rounded(asked.rounded);
-                    }
-                }
-                Then::PutBack { reply: Some(reply), .. } => reply.send(OVER),
-                Then::PutBack { reply: None, .. } | Then::Enforce => {}
-            }
-        }
-        for change in self.changes.drain(..) {
+            change
+        });
+        for change in making.into_iter().chain(self.changes.drain(..)) {
             let reply = match change.then {
                 Then::Answer(asked) => asked.reply,
                 Then::PutBack { reply, .. } => reply,

@@ -171,7 +171,9 @@ fn less_memory_than_is_in_use_can_be_forced() {
 
     let told = update(&held.scene, &["--force", "ram=16MB"]);
 
-    assert_eq!(told.status, Some(0), "{told:?}");
+    // The kernel may be done with the task before the runner hears that it has taken the limit.
+    let is_over = told.status == Some(5) && told.stderr.contains("the task is over");
+    assert!(told.status == Some(0) || is_over, "{told:?}");
     let ended = held.running.finish();
     ended.assert("FAILED", &[("a", "F")]);
     assert_eq!(ended.run("a", 0)["verdict"]["reason"], "VERDICT_REASON_OOM", "{ended}");

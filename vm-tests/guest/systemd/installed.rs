@@ -274,16 +274,16 @@ fn an_upgrade_in_place_touches_no_task_and_later_runners_are_new() {
     systemctl(&["restart", "dewar.service"]);
 
     let now = installed.daemon_after(daemon);
-    assert_eq!(executes(now), of(PROGRAMS[0]));
+    assert_eq!(executes(now), of("/usr/bin/dewar-full"));
     assert_eq!(installed.now(&before), before);
-    assert_ne!(executes(before.runner()), of(PROGRAMS[1]));
+    assert_ne!(executes(before.runner()), of("/usr/bin/dewar-runner"));
     said("kill", &["-9", &before.runner().to_string()]);
     let mut runner = None;
     wait_until("no other runner", || {
         runner = installed.client.get(&before.id).runner_pid.filter(|pid| *pid != before.runner());
         runner.is_some()
     });
-    assert_eq!(executes(runner.unwrap()), of(PROGRAMS[1]));
+    assert_eq!(executes(runner.unwrap()), of("/usr/bin/dewar-runner"));
     let [_, coordinator, run] = &before.processes;
     assert!(is_alive(coordinator.0) && is_alive(run.0));
     installed.client.kill(&before.id);
