@@ -85,6 +85,11 @@ impl Cgroup {
         self.events.as_fd()
     }
 
+    /// Whether somebody has removed it: another one may have its name by now.
+    pub fn is_removed(&self) -> bool {
+        pread(&self.events, &mut [0], 0) == Err(Errno::ENODEV)
+    }
+
     /// Whether a process lives in this cgroup or beneath it. Zombies do not count.
     ///
     /// # Errors

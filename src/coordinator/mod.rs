@@ -201,7 +201,13 @@ impl<'a> Coordinator<'a> {
                 .map_err(|error| LaunchFailed::caused(Step::Subreaper, &error))?;
             return Ok(None);
         };
-        let leaf = cgroup.leaf(&spec.name, *run).map_err(no_cgroup)?;
+        let leaf = cgroup.leaf(&spec.name, *run).map_err(|error| {
+            // Somebody has removed the task's, while nothing lived in it. The runner makes it anew for the next run; this one is lost.
+            if error.is_gone() {
+                exit_now(1)
+            }
+            no_cgroup(error)
+        })?;
         let limited = self.limit(&leaf).inspect_err(|_| remove(Some(&leaf)));
         limited.map(|()| Some(leaf))
     }

@@ -17,13 +17,14 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use super::acceptance::Acceptance;
 use super::control::{Control, Follower};
 use super::perform::Act;
 use super::sources::Wake;
 use super::{CONTROL, Coordinator, Live, NUDGES, Ready, Runner, RunnerError, doing};
-use crate::cgroup::{Base, FindError, TaskCgroup, Unenforceable};
+use crate::cgroup::{self, Base, FindError, TaskCgroup, Unenforceable};
 use crate::checkpoint::{Identity, ReadError, Reader, Recovery, Root, lock, tasks};
 use crate::failpoint::{Failpoint, hit};
 use crate::proto::record::Kind;
@@ -117,6 +118,21 @@ impl Runner {
             runner.record_lead(me, recovered.dropped_bytes)?;
         }
         Ok(runner)
+    }
+
+    /// Makes the task's cgroup anew if somebody has removed it while nothing lived in it, as systemd does with what is empty of a unit that
+    /// ends.
+    pub(super) fn contain_again(&mut self) -> Result<(), RunnerError> {
+        let Some(cgroup) = self.cgroup.as_ref().filter(|cgroup| cgroup.is_removed()) else {
+            return Ok(());
+        };
+        // `<base>/tasks/<id>`.
+        let base = cgroup.path().ancestors().nth(2).map(Path::to_owned);
+        let base = cgroup::find(&cgroup::Options { explicit: base })?;
+        let (cgroup, applied) = base.task_for(&self.task, self.state.spec())?;
+        refuse_missing(&self.launch, applied.unenforceable)?;
+        self.cgroup = Some(cgroup);
+        Ok(())
     }
 
     fn record_lead(&mut self, me: ProcessId, dropped_bytes: u64) -> Result<(), RunnerError> {

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use super::attach::{START_BACKSTOP, UNKNOWN_BACKSTOP};
 use super::sources::Wake;
 use super::{Coordinator, Live, RETRY, Runner, RunnerError, doing};
-use crate::causes::say;
+use crate::causes::{chain, say};
 use crate::cgroup::{self, CgroupError};
 use crate::checkpoint::{OpenError, Recovery, WriteError, Writer};
 use crate::coordinator::{self, Job};
@@ -104,6 +104,9 @@ impl Runner {
         }
         if run.doomed.is_some() || self.state.phase() == Some(Phase::Cleaning) {
             return self.drop_run(process, run.doomed.unwrap_or(KillStage::Terminate));
+        }
+        if let Err(error) = self.contain_again() {
+            return self.start_failed(process, "cgroup", io::Error::other(chain(&error)));
         }
         match self.fork_coordinator(process) {
             Ok(Start::Forked(coordinator)) => {

@@ -4,7 +4,7 @@ use std::fs;
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Pid, Scene, is_alive, p, seconds_between, task, wait_until};
+use crate::support::{Finished, Pid, Scene, is_alive, p, seconds_between, task, wait_until};
 
 /// S11
 #[test]
@@ -19,10 +19,9 @@ fn a_daemon_runs_again_after_success_until_it_is_killed() {
     running.finish().assert("KILLED", &[("a", "SSSK")]);
 }
 
-/// As systemd does with what is empty of a unit whose main process has ended, that of `dewar run --detach` say.
-#[test]
-fn a_run_whose_leaf_is_removed_before_it_is_born_is_born_in_another() {
-    let scene = Scene::new();
+/// Runs a task whose cgroups somebody removes before its run is born in them, as systemd does with what is empty of a unit whose main
+/// process has ended.
+fn run_with_removed(scene: &Scene, remove: impl FnOnce()) -> Finished {
     let token = scene.file("token", "");
     let mut command = scene.run_command(&task([p("a", "echo ran >> ran")]), &[]);
     command.env("DEWAR_FAILPOINT", format!("coordinator::output=stop@{}", token.display()));
@@ -31,12 +30,49 @@ fn a_run_whose_leaf_is_removed_before_it_is_born_is_born_in_another() {
     let runner = scene.runner().number();
     let children = fs::read_to_string(format!("/proc/{runner}/task/{runner}/children")).unwrap();
     let coordinator = Pid::of(children.trim().parse().unwrap());
-
-    fs::remove_dir(scene.leaf("a.0")).unwrap();
+    remove();
     coordinator.signal(Signal::SIGCONT);
+    following.finish()
+}
 
-    following.finish().assert("SUCCESS", &[("a", "S")]);
+#[test]
+fn a_run_whose_leaf_is_removed_before_it_is_born_is_born_in_another() {
+    let scene = Scene::new();
+
+    let ended = run_with_removed(&scene, || fs::remove_dir(scene.leaf("a.0")).unwrap());
+
+    ended.assert("SUCCESS", &[("a", "S")]);
     assert_eq!(scene.read("ran"), "ran\n");
+}
+
+#[test]
+fn a_run_whose_task_has_lost_its_cgroup_is_lost_and_the_next_has_one() {
+    let scene = Scene::new();
+
+    let ended = run_with_removed(&scene, || {
+        fs::remove_dir(scene.leaf("a.0")).unwrap();
+        fs::remove_dir(scene.cgroup().unwrap()).unwrap();
+    });
+
+    ended.assert("SUCCESS", &[("a", "LS")]);
+    assert_eq!(scene.read("ran"), "ran\n");
+}
+
+/// Between two runs nothing lives in it.
+#[test]
+fn a_task_that_has_lost_its_cgroup_between_two_runs_gets_another() {
+    let scene = Scene::new();
+    let again = "[ $DEWAR_RUN = 0 ] || cat /proc/self/cgroup > cgroup; exit $((1 - DEWAR_RUN))";
+    let again = p("a", again).max_failures(2).with("min_duration", 3);
+    let mut following = scene.spawn(&task([again]));
+    let first = || scene.status()["processes"][0]["runs"][0]["state"].clone();
+    following.wait_until_running("a", 0);
+    wait_until("the first run has not ended", || first() == "PROCESS_STATE_FAILED");
+
+    fs::remove_dir(scene.cgroup().unwrap()).unwrap();
+
+    following.finish().assert("SUCCESS", &[("a", "FS")]);
+    assert!(scene.read("cgroup").contains(&format!("/tasks/{}/a.1\n", scene.id())));
 }
 
 /// S12
