@@ -4,7 +4,7 @@ use std::fs;
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Finished, Pid, Scene, is_alive, p, seconds_between, task, wait_until};
+use crate::support::{Finished, Scene, is_alive, p, seconds_between, task, wait_until};
 
 /// S11
 #[test]
@@ -22,14 +22,8 @@ fn a_daemon_runs_again_after_success_until_it_is_killed() {
 /// Runs a task whose cgroups somebody removes before its run is born in them, as systemd does with what is empty of a unit whose main
 /// process has ended.
 fn run_with_removed(scene: &Scene, remove: impl FnOnce()) -> Finished {
-    let token = scene.file("token", "");
-    let mut command = scene.run_command(&task([p("a", "echo ran >> ran")]), &[]);
-    command.env("DEWAR_FAILPOINT", format!("coordinator::output=stop@{}", token.display()));
-    let following = scene.follow(command);
-    wait_until("the coordinator is stopped", || !token.exists());
-    let runner = scene.runner().number();
-    let children = fs::read_to_string(format!("/proc/{runner}/task/{runner}/children")).unwrap();
-    let coordinator = Pid::of(children.trim().parse().unwrap());
+    let task = task([p("a", "echo ran >> ran")]);
+    let (following, coordinator) = scene.spawn_stopped(&task, "coordinator::output");
     remove();
     coordinator.signal(Signal::SIGCONT);
     following.finish()
@@ -62,11 +56,16 @@ fn a_run_whose_task_has_lost_its_cgroup_is_lost_and_the_next_has_one() {
 #[test]
 fn a_task_that_has_lost_its_cgroup_between_two_runs_gets_another() {
     let scene = Scene::new();
-    let again = "[ $DEWAR_RUN = 0 ] || cat /proc/self/cgroup > cgroup; exit $((1 - DEWAR_RUN))";
-    let again = p("a", again).max_failures(2).with("min_duration", 3);
+    let gate = scene.gate("gate");
+    let again = format!(
+        "[ $DEWAR_RUN = 1 ] || {{ {}; exit 1; }}; cat /proc/self/cgroup > cgroup",
+        gate.hold()
+    );
+    let again = p("a", again).max_failures(2).with("min_duration", 5);
     let mut following = scene.spawn(&task([again]));
     let first = || scene.status()["processes"][0]["runs"][0]["state"].clone();
     following.wait_until_running("a", 0);
+    gate.open();
     wait_until("the first run has not ended", || first() == "PROCESS_STATE_FAILED");
 
     fs::remove_dir(scene.cgroup().unwrap()).unwrap();

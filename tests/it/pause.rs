@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::support::{
-    Following, Pid, Process, Scene, Task, is_alive, p, seconds_between, task, wait_until,
+    Following, Process, Scene, Task, is_alive, p, seconds_between, task, wait_until,
 };
 
 /// Counts up in the sandbox, a line a step.
@@ -302,14 +302,8 @@ fn min_duration_waits_for_the_end_of_the_pause() {
 #[test]
 fn a_run_that_starts_as_the_pause_comes_is_frozen_at_its_birth() {
     let scene = Scene::new();
-    let token = scene.file("token", "");
-    let mut command = scene.run_command(&task([p("a", "echo ran >> ran")]), &[]);
-    command.env("DEWAR_FAILPOINT", format!("coordinator::forked=stop@{}", token.display()));
-    let following = scene.follow(command);
-    wait_until("the coordinator is stopped", || !token.exists());
-    let runner = scene.runner().number();
-    let children = fs::read_to_string(format!("/proc/{runner}/task/{runner}/children")).unwrap();
-    let coordinator = Pid::of(children.trim().parse().unwrap());
+    let task = task([p("a", "echo ran >> ran")]);
+    let (following, coordinator) = scene.spawn_stopped(&task, "coordinator::forked");
 
     scene.pause();
     coordinator.signal(Signal::SIGCONT);

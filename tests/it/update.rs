@@ -7,9 +7,7 @@ use std::process::Command;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::support::{
-    Following, Output, Pid, Process, Scene, need_root, p, skip, task, wait_until,
-};
+use crate::support::{Following, Output, Process, Scene, need_root, p, skip, task, wait_until};
 
 /// A process that goes on until it is killed.
 fn sleeps(name: &str) -> Process {
@@ -228,14 +226,8 @@ fn limits_of_a_paused_task_can_be_changed() {
 fn a_run_that_is_being_started_gets_limits_that_change_meanwhile() {
     need_hugetlb!();
     let scene = Scene::new();
-    let token = scene.file("token", "");
-    let mut command = scene.run_command(&task([sleeps("a")]), &[]);
-    command.env("DEWAR_FAILPOINT", format!("coordinator::forked=stop@{}", token.display()));
-    let mut following = scene.follow(command);
-    wait_until("the coordinator is stopped", || !token.exists());
-    let runner = scene.runner().number();
-    let children = fs::read_to_string(format!("/proc/{runner}/task/{runner}/children")).unwrap();
-    let coordinator = Pid::of(children.trim().parse().unwrap());
+    let task = task([sleeps("a")]);
+    let (mut following, coordinator) = scene.spawn_stopped(&task, "coordinator::forked");
 
     scene.updated(&["--process", "a", "hugetlb[2MB]=4MB"]);
     coordinator.signal(Signal::SIGCONT);

@@ -201,6 +201,20 @@ impl Scene {
         self.follow(self.run_command(task, more))
     }
 
+    /// Starts to run a task, until its first coordinator has stopped itself at the failpoint `point`; gives that one, too.
+    #[track_caller]
+    pub(crate) fn spawn_stopped(&self, task: &Task, point: &str) -> (Following, Pid) {
+        let token = self.file("token", "");
+        let mut command = self.run_command(task, &[]);
+        command.env("DEWAR_FAILPOINT", format!("{point}=stop@{}", token.display()));
+        let following = self.follow(command);
+        wait_until("the coordinator does not stop", || !token.exists());
+        let runner = self.runner().number();
+        let children = format!("/proc/{runner}/task/{runner}/children");
+        let children = fs::read_to_string(children).unwrap();
+        (following, Pid::of(children.trim().parse().unwrap()))
+    }
+
     /// `dewar resume` of the task.
     #[track_caller]
     pub(crate) fn resume(&self) -> Following {
