@@ -143,7 +143,12 @@ impl Reach<'_> {
         }
     }
 
-    fn is_over(&self, id: &TaskId) -> Result<bool, ObserveError> {
+    /// Whether a task is over.
+    ///
+    /// # Errors
+    ///
+    /// [`ObserveError`].
+    pub fn is_over(&self, id: &TaskId) -> Result<bool, ObserveError> {
         let mut observed = Observed::open(self.root, id)?;
         observed.advance(|_, _| {})?;
         let phase = observed.replay().and_then(|replay| replay.state().phase());

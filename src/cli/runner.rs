@@ -14,6 +14,7 @@ use crate::cgroup::{self, Base, FindError};
 use crate::checkpoint::Root;
 use crate::control::{self, ControlError, Request};
 use crate::launch::{Console, LaunchError};
+use crate::observe;
 pub(super) use crate::reach::Followed;
 use crate::reach::{Reach, ReachError};
 use crate::sys::pidfd::{self, Exit};
@@ -134,6 +135,12 @@ pub(super) fn go_on(
             let how = format!("died by signal {signal}, the {DEATHS}rd within {within} s");
             (how, status::UNAVAILABLE)
         }
+        // It came second: another one leads the task, or has led it to its end.
+        Some(Ok(Exit::Code(status::UNAVAILABLE)))
+            if has_another(root, id) && deaths.is_worth_another() =>
+        {
+            return Ok(ControlFlow::Continue(follow(root, id, console)?));
+        }
         Some(Ok(Exit::Code(status::DEFECT))) => {
             (format!("exited with status {}", status::DEFECT), status::DEFECT)
         }
@@ -142,6 +149,11 @@ pub(super) fn go_on(
     };
     tell!("dewar: the runner of task {task} {how}; `dewar resume {task}` goes on with the task");
     Ok(ControlFlow::Break(exit))
+}
+
+/// Whether a task is in other hands than those of a runner of ours that is gone, or in none any more.
+fn has_another(root: &Root, id: &TaskId) -> bool {
+    matches!(observe::runner_pid(root, id), Ok(Some(_))) || reach(root).is_over(id).unwrap_or(false)
 }
 
 impl From<LaunchError> for Failure {
