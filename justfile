@@ -7,6 +7,10 @@ _default:
 test *FILTER:
     tests/run {{FILTER}}
 
+# The tests of the programs, with up to so many milliseconds at each failpoint: what only passes when all goes fast is found out.
+test-slowly MILLISECONDS="60" *FILTER:
+    DEWAR_FAILPOINT_DELAY={{MILLISECONDS}} RUST_TEST_THREADS=12 cargo test --locked --test it -- {{FILTER}}
+
 # What needs a kernel of its own, in virtual machines, installing what those need: `just vm-test oom`, `just vm-test --boot full-6.1`.
 vm-test *ARGUMENTS:
     tests/needs vm

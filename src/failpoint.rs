@@ -7,6 +7,8 @@
 //!   or the name of an errno (`ENOSPC`). It acts once, in whichever process passes it after as many passes as the file TOKEN has
 //!   bytes: each pass takes one byte, and the one that finds none removes the file and acts. `ACTION*` acts at every
 //!   pass for as long as TOKEN is there.
+//! - `DEWAR_FAILPOINT_DELAY=MILLISECONDS` holds whoever passes a point for a random time up to so many. A test that waits for
+//!   events does not notice; one that hopes is found out (`just test-slowly`).
 //! - `DEWAR_FAILPOINT_TRACE=FILE` appends the name of every point that is passed to FILE.
 #![allow(clippy::disallowed_methods, reason = "armed by the environment of a test")]
 
@@ -164,9 +166,11 @@ pub fn hit(point: Failpoint) -> io::Result<()> {
 #[cfg(debug_assertions)]
 mod armed {
     use std::fs::{OpenOptions, remove_file};
+    use std::hash::{BuildHasher, RandomState};
     use std::io::{self, Write};
     use std::path::{Path, PathBuf};
     use std::sync::OnceLock;
+    use std::time::Duration;
 
     use nix::errno::Errno;
     use nix::sys::signal::{Signal, raise};
@@ -174,6 +178,7 @@ mod armed {
     use super::Failpoint;
 
     struct Setup {
+        delay: Option<Duration>,
         trace: Option<PathBuf>,
         armed: Option<Armed>,
     }
@@ -192,11 +197,21 @@ mod armed {
             let (name, action) = point.split_once('=')?;
             Some(Armed { name: name.into(), action: action.into(), token: token.into() })
         });
-        Setup { trace: std::env::var_os("DEWAR_FAILPOINT_TRACE").map(PathBuf::from), armed }
+        let delay = std::env::var("DEWAR_FAILPOINT_DELAY").ok().and_then(|text| text.parse().ok());
+        Setup {
+            delay: delay.map(Duration::from_millis),
+            trace: std::env::var_os("DEWAR_FAILPOINT_TRACE").map(PathBuf::from),
+            armed,
+        }
     }
 
     pub(super) fn hit(point: Failpoint) -> io::Result<()> {
         let setup = SETUP.get_or_init(setup);
+        if let Some(most) = setup.delay {
+            // Its seed differs from one to the next.
+            let random = RandomState::new().hash_one(());
+            std::thread::sleep(most.mul_f64(random as f64 / u64::MAX as f64));
+        }
         if let Some(trace) = &setup.trace {
             let line = format!("{}\n", point.name());
             let file = OpenOptions::new().append(true).create(true).open(trace);

@@ -97,6 +97,12 @@ impl Filter {
             && self.labels.iter().all(|(name, value)| task.labels.get(name) == Some(value))
             && self.pattern.as_ref().is_none_or(|pattern| pattern.is_match(id))
     }
+
+    /// Does `work`, which matches many tasks. Only a pattern may take so long that others must not wait for it: to step aside costs a
+    /// thread, for each of a thousand watchers that are told of the same event.
+    fn apart<T>(&self, work: impl FnOnce() -> T) -> T {
+        if self.pattern.is_some() { block_in_place(work) } else { work() }
+    }
 }
 
 /// # Errors
@@ -237,7 +243,8 @@ async fn all(
         None => {
             let (tasks, next) = node.registry.snapshot();
             // Until it is whole it cannot be gone on with: whoever tries gets a new one.
-            let tasks: Vec<_> = block_in_place(|| tasks.into_iter().filter(matches).collect());
+            let tasks: Vec<_> =
+                filter.apart(|| tasks.into_iter().filter(|entry| matches(entry)).collect());
             for entry in tasks {
                 tell(to_client, Message::Task((*entry.summary).clone()), String::new()).await?;
             }
@@ -258,7 +265,7 @@ async fn all(
         };
         next = last.number + 1;
         let items: Vec<_> =
-            block_in_place(|| items.into_iter().filter(|item| matches(&item.entry)).collect());
+            filter.apart(|| items.into_iter().filter(|item| matches(&item.entry)).collect());
         for Item { number, news, entry } in items {
             let message = match news {
                 News::Accepted => Message::Task((*entry.summary).clone()),

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use nix::libc::ENOTSOCK;
+
 use super::{Options, Ready, Runner, RunnerError, block_signals};
 use crate::causes::{chain, say};
 use crate::launch::{FOLLOWER, Word, hear};
@@ -18,10 +20,15 @@ pub fn run(root: &Path, task: &TaskId, base: Option<&Path>) -> u8 {
     let follower = inherited(FOLLOWER);
     let ready = Ready::new(base);
     let (follower, word) = match follower.map(hear) {
-        // Started without descriptor 3, it may go.
+        // Started without descriptor 3, it may go; nor is it ours if it is no socket.
         None => (None, Word::Go),
+        Some(Err(error)) if error.raw_os_error() == Some(ENOTSOCK) => (None, Word::Go),
         Some(Ok((follower, Some(word)))) => (Some(follower), word),
-        Some(Ok((_, None)) | Err(_)) => return 0,
+        Some(Ok((_, None))) => return 0,
+        Some(Err(error)) => {
+            say(format!("dewar-runner: {task}: hear from who started it: {error}"));
+            return 70;
+        }
     };
     let options = Options { root: root.into(), task: task.clone(), follower, word };
     match ready.and_then(|ready| Runner::run(ready, options)) {

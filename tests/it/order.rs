@@ -81,8 +81,10 @@ fn a_task_is_its_dag() {
 #[test]
 fn independent_processes_run_side_by_side() {
     let names: Vec<String> = (0..10).map(|n| format!("p{n}")).collect();
+    // Each waits for all.
+    let command = "echo >> here; while [ $(wc -l < here) -lt 10 ]; do sleep 0.02; done";
 
-    let ended = Scene::new().run(&task(names.iter().map(|name| p(name, "sleep 0.5"))));
+    let ended = Scene::new().run(&task(names.iter().map(|name| p(name, command))));
 
     let all: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "S")).collect();
     ended.assert("SUCCESS", &all);
@@ -92,8 +94,6 @@ fn independent_processes_run_side_by_side() {
     let last_start = times("startTime").into_iter().fold(f64::MIN, f64::max);
     let first_end = times("endTime").into_iter().fold(f64::MAX, f64::min);
     assert!(last_start < first_end, "{ended}");
-    let whole = seconds_between(ended.entered("ACTIVE"), ended.entered("SUCCESS"));
-    assert!(whole < 1.5, "took {whole} s");
 }
 
 /// S3: never more than three from FORKED to the end, and three whenever three could run.

@@ -32,6 +32,7 @@ fn ready(scene: &Scene, task: &Task) -> Following {
     let following = scene.spawn(task);
     let is = |name: &str| scene.sandbox().join(name).exists();
     wait_until("the run is ready", || is("ready") && is("ready.child"));
+    scene.wait_until_known_to_run("a");
     following
 }
 
@@ -57,6 +58,7 @@ fn one_process_can_be_named() {
     let other = "trap 'echo USR2 >> other' USR2; touch ready.child; while :; do sleep 0.02; done";
     let leader = "trap 'echo USR2 >> leader' USR2; touch ready; while :; do sleep 0.02; done";
     let following = ready(&scene, &task([p("a", leader), p("b", other)]));
+    scene.wait_until_known_to_run("b");
 
     scene.signals(&["--process", "b", "12"]);
     wait_until("it came", || scene.got("other") == "USR2\n");
@@ -147,6 +149,7 @@ fn without_a_cgroup_only_first_processes_get_a_signal() {
     let following = scene.spawn_with(&task([p("a", TELLS)]), &["--cgroup", "none"]);
     let is = |name: &str| scene.sandbox().join(name).exists();
     wait_until("the run is ready", || is("ready") && is("ready.child"));
+    scene.wait_until_known_to_run("a");
 
     let told = scene.signal(&["--all", "HUP"]);
     assert_eq!(told.status, Some(5), "{told:?}");

@@ -1,14 +1,18 @@
 //! A terminal is a terminal: S50.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Instant;
 
-use nix::pty::{OpenptyResult, Winsize, openpty};
+use nix::fcntl::OFlag;
+use nix::libc::O_NOCTTY;
+use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 
 use crate::support::{DEADLINE, Pid, Scene, Task, p, task};
 
@@ -16,7 +20,7 @@ use crate::support::{DEADLINE, Pid, Scene, Task, p, task};
 pub(crate) struct Terminal {
     child: Child,
     keyboard: File,
-    name: std::path::PathBuf,
+    name: PathBuf,
     screen: Receiver<Vec<u8>>,
     /// All that was written to it.
     text: String,
@@ -24,10 +28,17 @@ pub(crate) struct Terminal {
 
 impl Terminal {
     pub(crate) fn start(command: &Command, environment: &[(&str, &str)]) -> Self {
-        let size = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
-        let OpenptyResult { master, slave } = openpty(&size, None).unwrap();
-        let name = nix::unistd::ttyname(&slave).unwrap();
-        let keyboard = File::from(master);
+        // Not openpty(3): what other tests start meanwhile would inherit both ends.
+        let keyboard = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).unwrap();
+        grantpt(&keyboard).unwrap();
+        unlockpt(&keyboard).unwrap();
+        let name = PathBuf::from(ptsname_r(&keyboard).unwrap());
+        let slave = OpenOptions::new().read(true).write(true).custom_flags(O_NOCTTY).open(&name);
+        let slave = OwnedFd::from(slave.unwrap());
+        let size = ["rows", "24", "cols", "80"];
+        let sized = Command::new("stty").arg("-F").arg(&name).args(size).status();
+        assert!(sized.unwrap().success());
+        let keyboard = File::from(OwnedFd::from(keyboard));
         let mut output = keyboard.try_clone().unwrap();
         let (sender, screen) = channel();
         thread::spawn(move || {

@@ -7,6 +7,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use nix::mount::{MntFlags, umount2};
+
 /// It is gone when this is dropped.
 pub(crate) struct Disk {
     device: PathBuf,
@@ -134,7 +136,8 @@ impl Drop for Disk {
     }
 }
 
-/// A mounted file system. It is thawed and unmounted when this is dropped.
+/// A mounted file system. When this is dropped it is thawed, and unmounted once nobody uses it any more: the runner of a task
+/// that is over may still be about to go.
 pub(crate) struct Mount {
     place: PathBuf,
 }
@@ -155,7 +158,7 @@ impl Mount {
 impl Drop for Mount {
     fn drop(&mut self) {
         let _ = Command::new("fsfreeze").arg("--unfreeze").arg(&self.place).output();
-        let _ = Command::new("umount").arg(&self.place).status();
+        let _ = umount2(&self.place, MntFlags::MNT_DETACH);
     }
 }
 

@@ -1,16 +1,22 @@
 //! The guest as tests see it, and an independent reader of its cgroups.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{Read, Seek};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use cgroups_rs::hierarchies::V2;
 use cgroups_rs::{Cgroup, Controller};
+use nix::poll::{PollFd, PollFlags, poll};
 
 use crate::support::{Finished, Scene, Task};
 
 /// Where cgroup v2 is mounted on the boots that have all of it.
 pub(crate) const CGROUP2: &str = "/sys/fs/cgroup";
+
+/// Milliseconds that who is on its way out of a cgroup may take.
+const GRACE: u16 = 5000;
 
 /// A file of a cgroup, without the end of its line.
 #[track_caller]
@@ -78,8 +84,33 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        for base in ["dewar/supervisor", "dewar/tasks", "dewar", "supervisor", "tasks", ""] {
-            let _ = fs::remove_dir(self.0.join(base));
+        remove_base(&self.0);
+    }
+}
+
+/// Removes a cgroup and the bases that dewar made in it, once nobody is there any more: the runner of a task that is over may
+/// still be about to go. What stays, the leak gate tells.
+pub(crate) fn remove_base(cgroup: &Path) {
+    wait_until_empty(cgroup);
+    for base in ["dewar", "base", ""].map(|base| cgroup.join(base)) {
+        for made in ["supervisor", "tasks", ""] {
+            let _ = fs::remove_dir(base.join(made));
+        }
+    }
+}
+
+/// Waits until no process is left in a cgroup and beneath it, for as long as the leak gate would.
+fn wait_until_empty(cgroup: &Path) {
+    let Ok(mut events) = File::open(cgroup.join("cgroup.events")) else { return };
+    loop {
+        let mut told = String::new();
+        let read = events.rewind().and_then(|()| events.read_to_string(&mut told));
+        if read.is_err() || told.contains("populated 0") {
+            return;
+        }
+        let mut polled = [PollFd::new(events.as_fd(), PollFlags::POLLPRI)];
+        if poll(&mut polled, GRACE) == Ok(0) {
+            return;
         }
     }
 }

@@ -17,6 +17,8 @@ pub(crate) struct Arguments {
     pub(crate) list: bool,
     /// Chances of the power cuts are taken by this, and not by the clock.
     pub(crate) seed: Option<u64>,
+    /// What passes a failpoint is held for up to so many milliseconds.
+    pub(crate) slowly: Option<u32>,
 }
 
 /// Why the command line makes no sense.
@@ -30,7 +32,11 @@ pub(crate) enum ArgumentsError {
     NoBoot(String),
     #[error("--seed needs a number below 2^64")]
     NoSeed,
-    #[error("unknown option {0}; there are --boot NAME, --fetch, --list and --seed NUMBER")]
+    #[error("--slowly needs a number of milliseconds")]
+    NoDelay,
+    #[error(
+        "unknown option {0}; there are --boot NAME, --fetch, --list, --seed NUMBER and --slowly MILLISECONDS"
+    )]
     Unknown(String),
     #[error("one filter, not {0:?} and {1:?}")]
     Filters(String, String),
@@ -60,6 +66,10 @@ impl Arguments {
                 "--seed" => {
                     let seed = given.next().and_then(Result::ok).and_then(|seed| seed.parse().ok());
                     arguments.seed = Some(seed.ok_or(ArgumentsError::NoSeed)?);
+                }
+                "--slowly" => {
+                    let most = given.next().and_then(Result::ok).and_then(|most| most.parse().ok());
+                    arguments.slowly = Some(most.ok_or(ArgumentsError::NoDelay)?);
                 }
                 option if option.starts_with('-') => {
                     return Err(ArgumentsError::Unknown(option.to_owned()));
@@ -117,7 +127,7 @@ mod tests {
         assert!(refused(&["--boot"]).starts_with("--boot needs a name"));
         assert_eq!(
             refused(&["-v"]),
-            "unknown option -v; there are --boot NAME, --fetch, --list and --seed NUMBER"
+            "unknown option -v; there are --boot NAME, --fetch, --list, --seed NUMBER and --slowly MILLISECONDS"
         );
         assert_eq!(refused(&["a", "b"]), r#"one filter, not "a" and "b""#);
     }

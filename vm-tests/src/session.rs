@@ -36,6 +36,9 @@ const TELLS_WITHIN: Duration = Duration::from_secs(30);
 /// Parts that are done at the same time, however many CPUs there are: a guest waits as much as it works.
 const SIDE_BY_SIDE: usize = 3;
 
+/// So many times as long as otherwise may a test take whose failpoints take time.
+const SLOWLY: u32 = 4;
+
 /// A machine that dies is booted again for the tests that are left; not more often than this.
 const BOOTS_AGAIN: usize = 3;
 
@@ -45,6 +48,8 @@ pub(crate) struct Test {
     pub(crate) suite: Suite,
     pub(crate) name: String,
     pub(crate) deadline: Duration,
+    /// See [`Order::Run`].
+    pub(crate) slowly: Option<u32>,
 }
 
 /// A part of what is asked for, which has machines for itself, one at a time.
@@ -136,8 +141,9 @@ fn plan(arguments: &Arguments, built: &Built) -> Result<Vec<Planned>, Box<dyn Er
         for selection in boot.selections {
             let names =
                 built.tests(selection.suite)?.into_iter().filter(|name| selection.has(name));
-            let (suite, deadline) = (selection.suite, selection.deadline);
-            tests.extend(names.map(|name| Test { suite, name, deadline }));
+            let (suite, slowly) = (selection.suite, arguments.slowly);
+            let deadline = selection.deadline * if slowly.is_some() { SLOWLY } else { 1 };
+            tests.extend(names.map(|name| Test { suite, name, deadline, slowly }));
         }
         if tests.is_empty() {
             return Err(format!("no test is for {}", boot.name).into());
@@ -153,7 +159,7 @@ fn plan(arguments: &Arguments, built: &Built) -> Result<Vec<Planned>, Box<dyn Er
 impl Test {
     pub(crate) fn order(&self) -> Order {
         let (suite, test) = (self.suite.name().to_owned(), self.name.clone());
-        Order::Run { suite, test, deadline: self.deadline }
+        Order::Run { suite, test, deadline: self.deadline, slowly: self.slowly }
     }
 
     fn full_name(&self, boot: &Boot) -> String {

@@ -20,6 +20,8 @@ pub enum Order {
         test: String,
         /// After this time it has hung.
         deadline: Duration,
+        /// Milliseconds that each pass of a failpoint takes at most: `DEWAR_FAILPOINT_DELAY`.
+        slowly: Option<u32>,
     },
     /// Flush nothing, switch off.
     PowerOff,

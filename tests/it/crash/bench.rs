@@ -150,6 +150,14 @@ impl Bench {
         self.spawn(command, task)
     }
 
+    /// Starts a runner that inherits a descriptor 3 of which nobody speaks to it.
+    pub(super) fn start_with_a_descriptor(&self, task: &TaskId) -> Runner {
+        let mut command = Command::new("/bin/bash");
+        command.args(["-c", "exec \"$@\" 3</dev/null", "bash"]);
+        command.arg(env!("CARGO_BIN_EXE_dewar-runner")).env_clear();
+        self.spawn(command, task)
+    }
+
     /// Starts a runner as the user and group `id`, to whom root and base are given.
     pub(super) fn start_as(&self, task: &TaskId, id: u32) -> Runner {
         give(&self.dir, id);

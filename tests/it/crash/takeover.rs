@@ -118,6 +118,20 @@ fn s23_a_run_without_its_coordinator_is_killed_lost_and_retried() {
     assert_eq!(verdict.reason(), VerdictReason::CoordinatorLost);
 }
 
+/// Else a runner that somebody starts by hand would end at once, and well.
+#[test]
+fn a_runner_takes_no_descriptor_of_its_caller_for_the_one_it_hears_by() {
+    let bench = Bench::new();
+    let task = bench.accept("t", &waiting("exit 0"));
+    let mut runner = bench.start_with_a_descriptor(&task);
+    bench.wait_running(&task, 0, 0);
+
+    bench.touch(&task, "go");
+
+    assert!(runner.wait().success());
+    bench.assert_over(&task);
+}
+
 #[test]
 fn s24_a_run_that_lost_runner_and_coordinator_is_found_and_killed() {
     let bench = Bench::new();

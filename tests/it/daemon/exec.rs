@@ -320,6 +320,7 @@ fn a_signal_reaches_those_who_are_meant() {
                   while :; do sleep 0.02; done) & while :; do sleep 0.02; done";
     node.launch(&task([p("a", script)]));
     wait_until("it is ready", || node.scene.sandbox().join("ready").exists());
+    node.scene.wait_until_known_to_run("a");
     let task_id = node.scene.id().to_owned();
     let got =
         |node: &Node| fs::read_to_string(node.scene.sandbox().join("got")).unwrap_or_default();

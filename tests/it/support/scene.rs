@@ -308,6 +308,17 @@ impl Scene {
         });
     }
 
+    /// Waits until it is known that the last run of a process runs, which its command may be ahead of.
+    #[track_caller]
+    pub(crate) fn wait_until_known_to_run(&self, process: &str) {
+        wait_until("it is not known to run", || {
+            let status = self.status();
+            let is_it = |of: &&Value| of["name"] == process;
+            let of = status["processes"].as_array().unwrap().iter().find(is_it);
+            of.is_some_and(|of| of["state"] == "PROCESS_STATE_RUNNING")
+        });
+    }
+
     /// Waits until no runner holds the task: one that has told its end may still file it away.
     #[track_caller]
     pub(crate) fn wait_until_led_by_nobody(&self) {

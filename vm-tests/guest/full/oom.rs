@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::machine::CGROUP2;
+use crate::machine::{CGROUP2, remove_base};
 use crate::support::{Finished, Scene, p, task};
 
 /// Takes more memory than any limit here allows, as a child of the shell.
@@ -114,9 +114,7 @@ impl Slice {
 
 impl Drop for Slice {
     fn drop(&mut self) {
-        for beneath in ["base/supervisor", "base/tasks", "base", ""] {
-            let _ = fs::remove_dir(self.path.join(beneath));
-        }
+        remove_base(&self.path);
     }
 }
 

@@ -226,5 +226,5 @@ fn load() -> Test {
 }
 
 fn test(name: String) -> Test {
-    Test { suite: Suite::Guest, name, deadline: DEADLINE }
+    Test { suite: Suite::Guest, name, deadline: DEADLINE, slowly: None }
 }

@@ -37,7 +37,12 @@ impl Node {
         self.launch(&task);
         let id = self.scene.id().to_owned();
         let cpu = "dewar_task_cpu_seconds_total{";
-        wait_until("it was sampled", || self.metrics().lines().any(|line| line.starts_with(cpu)));
+        let begun = "dewar_runs_begun_total";
+        wait_until("it was sampled", || {
+            let metrics = self.metrics();
+            // Its cgroup can be sampled before it is known to run.
+            metrics.lines().any(|line| line.starts_with(cpu)) && value(&metrics, begun) == Some("1")
+        });
         id
     }
 

@@ -19,8 +19,8 @@ pub(crate) fn serve(port: &Path) -> io::Result<()> {
     wire::send(&port, &Event::Ready { kernel })?;
     while let Some(order) = wire::receive(&mut orders)? {
         match order {
-            Order::Run { suite, test, deadline } => {
-                wire::send(&port, &run(&deaths, &suite, &test, deadline)?)?;
+            Order::Run { suite, test, deadline, slowly } => {
+                wire::send(&port, &run(&deaths, &suite, &test, deadline, slowly)?)?;
             }
             Order::PowerOff => break,
         }
@@ -29,9 +29,15 @@ pub(crate) fn serve(port: &Path) -> io::Result<()> {
 }
 
 /// Runs a test, and sees to it that the machine is as it was before.
-fn run(deaths: &Deaths, suite: &str, test: &str, deadline: Duration) -> io::Result<Event> {
+fn run(
+    deaths: &Deaths,
+    suite: &str,
+    test: &str,
+    deadline: Duration,
+    slowly: Option<u32>,
+) -> io::Result<Event> {
     let before = leak::snapshot();
-    let ended = child::run(deaths, suite, test, deadline)?;
+    let ended = child::run(deaths, suite, test, deadline, slowly)?;
     let mut outcome = ended.outcome;
     // A test that failed has said why; what it leaves behind is no news.
     if outcome == Outcome::Passed {

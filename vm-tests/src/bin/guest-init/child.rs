@@ -59,6 +59,7 @@ pub(crate) fn run(
     suite: &str,
     test: &str,
     deadline: Duration,
+    slowly: Option<u32>,
 ) -> io::Result<Ended> {
     let start = Instant::now();
     let output = File::create(OUTPUT)?;
@@ -68,6 +69,7 @@ pub(crate) fn run(
         .envs([("PATH", "/usr/local/bin:/usr/bin:/usr/sbin"), ("HOME", "/root"), ("USER", "root")])
         // No test leaves itself out: on this machine all of them can run.
         .envs([("CI", "true"), ("RUST_BACKTRACE", "1")])
+        .envs(slowly.map(|most| ("DEWAR_FAILPOINT_DELAY", most.to_string())))
         .current_dir("/")
         .process_group(0)
         .stdin(Stdio::null())
