@@ -810,9 +810,9 @@ mod tests {
         assert_eq!(told, ["away max-age", "deep max-age"]);
         assert!(log.exists() && !scene.sandbox("deep").join("file").exists());
         assert_eq!(scene.collect_parts(limits.clone(), data), [""; 0]);
-        scene.collect(limits);
+        let told = scene.collect(limits);
         assert!(elsewhere.join("log").exists());
-        assert!(scene.is_gone("deep") && scene.is_gone("away"));
+        assert!(scene.is_gone("deep") && scene.is_gone("away"), "{told:?}");
     }
 
     /// Two collectors and a launch at one time: each task is removed once, and by one of them.
