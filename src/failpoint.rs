@@ -45,6 +45,8 @@ failpoints! {
     AcceptBegun = "accept::begun",
     /// It is on disk; nobody was told.
     AcceptDurable = "accept::durable",
+    /// The runner may go; it does not hold the lock.
+    RunnerStart = "runner::start",
     /// The runner holds the lock and has replayed its stream.
     RunnerReplayed = "runner::replayed",
     /// The control socket and the nudge pipe are there.

@@ -52,6 +52,7 @@ impl Runner {
     ) -> Result<Self, RunnerError> {
         let Ready { descriptors, sources, boot_id, me, base } = ready;
         let acceptance = Acceptance::new(follower.as_ref(), is_fresh);
+        hit(Failpoint::RunnerStart).map_err(doing("pass a failpoint"))?;
         let open = if is_fresh { Recovery::open_fresh } else { Recovery::open };
         let mut recovery = open(&root, Identity::runner(task.clone()))?;
         if !tasks::is_known(&root, &task) {

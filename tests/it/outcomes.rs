@@ -200,7 +200,7 @@ fn o14_who_ignores_sigterm_is_killed_at_the_deadline() {
     let ended = running.finish();
     ended.assert("KILLED", &[("a", "K")]);
     let after = seconds_between(&asked["time"], &ended.run("a", 0)["endTime"]);
-    assert!((1.0..2.0).contains(&after), "killed after {after} s");
+    assert!((1.0..5.0).contains(&after), "killed after {after} s");
     assert_eq!(ended.run("a", 0)["verdict"]["reason"], "VERDICT_REASON_KILLED");
 }
 
@@ -358,7 +358,7 @@ fn o27_a_finalizer_is_killed_at_the_deadline() {
     let last = ended.run("last", 0);
     assert_eq!(last["verdict"]["stage"], "KILL_STAGE_DEADLINE");
     let after = seconds_between(ended.entered("CLEANING"), &last["endTime"]);
-    assert!((1.0..2.0).contains(&after), "killed after {after} s");
+    assert!((1.0..5.0).contains(&after), "killed after {after} s");
 }
 
 #[test]

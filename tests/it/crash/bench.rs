@@ -548,12 +548,6 @@ pub(super) fn wait_for(what: &str, mut is: impl FnMut() -> bool) {
     }
 }
 
-/// Whether the process `pid` lives: a zombie does not.
-pub(super) fn is_alive(pid: i32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
-}
-
 /// Sends SIGKILL to a process, which may have ended.
 pub(super) fn kill_9(pid: i32) {
     match kill(Pid::from_raw(pid), Signal::SIGKILL) {

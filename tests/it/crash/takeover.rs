@@ -19,8 +19,9 @@ use nix::unistd::Pid;
 use prost::Message;
 use serde_json::{Value, json};
 
-use super::bench::{Bench, History, Runner, boot_nanos, is_alive, kill_9, wait_for};
+use super::bench::{Bench, History, Runner, boot_nanos, kill_9, wait_for};
 use super::tasks::{MARK, deaf};
+use crate::support::{is_alive, is_stopped};
 
 /// Runs until `go` is in the sandbox, then does `then`.
 fn waiting(then: &str) -> Value {
@@ -381,11 +382,6 @@ fn start_stopping(bench: &Bench, task: &TaskId, point: &str) -> (Runner, i32) {
         stopped.is_some()
     });
     (runner, stopped.unwrap())
-}
-
-fn is_stopped(pid: i32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
 }
 
 fn continue_process(pid: i32) {

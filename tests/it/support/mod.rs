@@ -16,7 +16,7 @@ pub(crate) use disk::Disk;
 pub(crate) use follow::{Finished, Following};
 pub(crate) use gate::Gate;
 pub(crate) use lines::Lines;
-pub(crate) use process::{Pid, is_alive};
+pub(crate) use process::{Pid, is_alive, is_stopped};
 pub(crate) use scene::{DEWAR, Output, Scene};
 pub(crate) use task::{Process, Task, p, task};
 pub(crate) use time::{seconds, seconds_between, wait_until};

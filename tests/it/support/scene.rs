@@ -18,7 +18,7 @@ use super::follow::{Finished, Following};
 use super::gate::Gate;
 use super::leak;
 use super::lines::Lines;
-use super::process::Pid;
+use super::process::{Pid, is_stopped};
 use super::task::Task;
 use super::time::wait_until;
 
@@ -209,18 +209,31 @@ impl Scene {
         command.env("DEWAR_FAILPOINT", format!("{point}=stop@{}", token.display()));
         let following = self.follow(command);
         wait_until("the coordinator does not stop", || !token.exists());
-        let runner = self.runner().number();
-        let children = format!("/proc/{runner}/task/{runner}/children");
-        let children = fs::read_to_string(children).unwrap();
-        (following, Pid::of(children.trim().parse().unwrap()))
+        (following, stopped_child(self.runner().number()))
     }
 
     /// `dewar resume` of the task.
     #[track_caller]
     pub(crate) fn resume(&self) -> Following {
+        self.follow(self.resume_command())
+    }
+
+    /// The same, with a runner that has stopped itself at the failpoint `point`; gives that one, too.
+    #[track_caller]
+    pub(crate) fn resume_stopped(&self, point: &str) -> (Following, Pid) {
+        let token = self.file("token", "");
+        let mut command = self.resume_command();
+        command.env("DEWAR_FAILPOINT", format!("{point}=stop@{}", token.display()));
+        let following = self.follow(command);
+        wait_until("the runner does not stop", || !token.exists());
+        let runner = stopped_child(following.pid().number());
+        (following, runner)
+    }
+
+    fn resume_command(&self) -> Command {
         let root = self.root();
         let root = root.to_str().unwrap();
-        self.follow(self.command(["resume", self.id(), "--root", root, "--output", "json"]))
+        self.command(["resume", self.id(), "--root", root, "--output", "json"])
     }
 
     /// Starts a command that prints events.
@@ -375,6 +388,14 @@ impl Drop for Scene {
             assert!(left.is_empty(), "left behind by {}: {}", self.id(), left.join(", "));
         }
     }
+}
+
+#[track_caller]
+fn stopped_child(pid: i32) -> Pid {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    let child = Pid::of(children.trim().parse().unwrap());
+    wait_until("it does not stop", || is_stopped(child.number()));
+    child
 }
 
 fn remove(dir: &Path) {

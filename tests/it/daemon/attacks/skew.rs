@@ -276,6 +276,11 @@ fn a_task_that_runners_refuse_is_told_once_and_left_alone() {
         });
     }
     gate.open();
+    wait_until("it ends", || {
+        let get = proto::GetTaskRequest { task_id: killed.clone() };
+        let task = node.runtime.block_on(observer.get_task(get)).unwrap().into_inner().task;
+        task.unwrap().state() == proto::TaskState::Success
+    });
     assert_eq!((refused(), started(&id)), (1, 1));
 
     node.kill();
