@@ -128,6 +128,8 @@ failpoints! {
     CoordinatorFlushEnded = "coordinator::flush-ended",
     /// The end was written; the coordinator still lives.
     CoordinatorEnded = "coordinator::ended",
+    /// Something has happened to tasks that the daemon follows; it has not looked.
+    DaemonFollow = "daemon::follow",
     /// A task that is over is locked, to be removed.
     RemoveLocked = "remove::locked",
     /// The files of its sandbox are erased; its logs are not.

@@ -24,6 +24,7 @@ use crate::cgroup::{self, TaskCgroup};
 use crate::checkpoint::paths::Place;
 use crate::checkpoint::{ReadError, tasks};
 use crate::control::{self, ControlError};
+use crate::failpoint::{Failpoint, hit};
 use crate::launch::{self, Console, ProgramFile, runner_file};
 use crate::observe::{self, ObserveError, Observed};
 use crate::reach::{Followed, Reach};
@@ -265,6 +266,8 @@ impl Tasks {
                     return;
                 }
             };
+            // There is nothing here to fail; who is told of tasks by this thread may have to wait.
+            let _ = hit(Failpoint::DaemonFollow);
             for event in &events[..count] {
                 match event.data() {
                     WAKE => {

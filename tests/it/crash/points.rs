@@ -59,10 +59,11 @@ pub(super) fn all() -> Vec<String> {
     names.lines().map(str::to_owned).collect()
 }
 
-/// Points of runner and coordinator; those of whoever accepts a task are in `accept.rs`, of whoever removes it in `remove.rs`.
+/// Points of runner and coordinator; those of whoever accepts a task are in `accept.rs`, of whoever removes it in `remove.rs`, of the daemon
+/// in `daemon/`.
 fn points() -> Vec<String> {
-    let other = |name: &String| name.starts_with("accept::") || name.starts_with("remove::");
-    all().into_iter().filter(|name| !other(name)).collect()
+    let others = ["accept::", "remove::", "daemon::"];
+    all().into_iter().filter(|name| !others.iter().any(|other| name.starts_with(other))).collect()
 }
 
 /// How often the undisturbed task passes each point.

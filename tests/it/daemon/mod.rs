@@ -22,7 +22,7 @@ use dewar::proto::{
 use tonic::Code;
 use tonic_types::StatusExt;
 
-use crate::support::{DEADLINE, Pid, p, task, wait_until};
+use crate::support::{DEADLINE, Pid, Scene, p, task, wait_until};
 use node::Node;
 
 #[test]
@@ -293,6 +293,26 @@ fn tasks_are_listed_by_label_and_state_page_by_page_and_removed() {
         let ended = node.runtime.block_on(runner.wait(wait)).unwrap().into_inner().task.unwrap();
         assert_eq!(ended.state(), TaskState::Killed);
         node.runtime.block_on(runner.kill(kill)).unwrap();
+    }
+}
+
+/// However far the daemon's list of tasks is behind: by its stream a task is over before.
+#[test]
+fn what_is_over_can_be_removed_at_once() {
+    let mut node = Node::of_environment(Scene::new(), &[], &[("DEWAR_FAILPOINT_DELAY", "40")]);
+    let mut runner = node.runner();
+    for number in 0..4 {
+        let mut request = node.request(&task([p("a", "true")]));
+        let id = format!("{}.{number}", node.scene.id());
+        (request.task_id, request.sandbox) = (Some(id.clone()), None);
+        node.runtime.block_on(runner.launch(request)).unwrap();
+        let finished = node.scene.root().join("tasks/finished").join(&id);
+        wait_until("it is not filed away", || finished.exists());
+
+        let request = RemoveRequest { task_id: id, sandbox: true };
+        node.runtime.block_on(runner.remove(request)).unwrap();
+
+        assert!(!finished.exists());
     }
 }
 
