@@ -126,14 +126,14 @@ fn the_deadline_is_one_budget_for_cleaning_and_finalizing() {
     let b = p("b", format!("trap '' TERM; {}; while :; do sleep 60; done", deaf.tell()));
     let last = p("last", "touch last").finalizer();
 
-    let ended = scene.run(&task([a, b, last]).with("finalization_wait", 1));
+    let ended = scene.run(&task([a, b, last]).with("finalization_wait", 3));
 
     ended.assert("FAILED", &[("a", "F"), ("b", "K"), ("last", "")]);
     let b = ended.run("b", 0);
     assert_eq!(b["verdict"]["stage"], "KILL_STAGE_DEADLINE");
     assert_eq!(b["signal"], "SIGKILL");
     let after = seconds_between(ended.entered("CLEANING"), &b["endTime"]);
-    assert!((1.0..5.0).contains(&after), "killed after {after} s");
+    assert!((3.0..6.0).contains(&after), "killed after {after} s");
     assert_eq!(scene.cgroup(), None);
 }
 

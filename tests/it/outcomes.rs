@@ -194,13 +194,13 @@ fn o14_who_ignores_sigterm_is_killed_at_the_deadline() {
     let mut running = scene.spawn(&task([deaf("a", &up)]));
     up.wait();
 
-    scene.kill(&["--wait", "1s"]);
+    scene.kill(&["--wait", "3s"]);
 
     let asked = running.wait_for(|event| event.get("kill").is_some());
     let ended = running.finish();
     ended.assert("KILLED", &[("a", "K")]);
     let after = seconds_between(&asked["time"], &ended.run("a", 0)["endTime"]);
-    assert!((1.0..5.0).contains(&after), "killed after {after} s");
+    assert!((3.0..6.0).contains(&after), "killed after {after} s");
     assert_eq!(ended.run("a", 0)["verdict"]["reason"], "VERDICT_REASON_KILLED");
 }
 
@@ -350,7 +350,7 @@ fn o27_a_finalizer_is_killed_at_the_deadline() {
     let processes = [p("main", "true"), p("last", "sleep 99").finalizer()];
 
     let ended = ends(
-        &task(processes).with("finalization_wait", 1),
+        &task(processes).with("finalization_wait", 3),
         "SUCCESS",
         &[("main", "S"), ("last", "K")],
     );
@@ -358,7 +358,7 @@ fn o27_a_finalizer_is_killed_at_the_deadline() {
     let last = ended.run("last", 0);
     assert_eq!(last["verdict"]["stage"], "KILL_STAGE_DEADLINE");
     let after = seconds_between(ended.entered("CLEANING"), &last["endTime"]);
-    assert!((1.0..5.0).contains(&after), "killed after {after} s");
+    assert!((3.0..6.0).contains(&after), "killed after {after} s");
 }
 
 #[test]
