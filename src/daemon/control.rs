@@ -278,9 +278,9 @@ impl RunnerService for Control {
         let peer = Peer::of(&request)?;
         let request = request.into_inner();
         let (id, _) = self.node.known(&peer, &request.task_id)?;
-        watch::known_states("states", &request.states)?;
+        let states = watch::known_states("states", request.states)?;
         let timeout = request.timeout.map(|timeout| duration("timeout", timeout)).transpose()?;
-        let is_reached = watch::until(&self.node, &peer, &id, &request.states, timeout).await?;
+        let is_reached = watch::until(&self.node, &peer, &id, &states, timeout).await?;
         let node = self.node.clone();
         let task = block(move || node.view(&id)).await?;
         Ok(Response::new(WaitResponse { task: Some(task), is_reached }))

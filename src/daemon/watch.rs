@@ -77,7 +77,7 @@ impl Filter {
     /// A pattern that is none, or a state that is not known.
     pub(super) fn new(filter: Option<TaskFilter>) -> Result<Self, Status> {
         let TaskFilter { states, labels, pattern } = filter.unwrap_or_default();
-        known_states("filter.states", &states)?;
+        let states = known_states("filter.states", states)?;
         let pattern = pattern.map(|pattern| {
             if pattern.len() > MAX_PATTERN {
                 let found = format!("{} bytes", pattern.len());
@@ -105,14 +105,18 @@ impl Filter {
     }
 }
 
+/// The states that were asked for, each once: a request has room for millions.
+///
 /// # Errors
 ///
 /// A state that is not known: it would never be reached, and nobody would be told.
-pub(super) fn known_states(field: &str, states: &[i32]) -> Result<(), Status> {
-    match states.iter().find(|&&state| TaskState::try_from(state).is_err()) {
-        Some(state) => Err(status::bad_field(field, state, "a known state")),
-        None => Ok(()),
+pub(super) fn known_states(field: &str, mut states: Vec<i32>) -> Result<Vec<i32>, Status> {
+    if let Some(state) = states.iter().find(|&&state| TaskState::try_from(state).is_err()) {
+        return Err(status::bad_field(field, state, "a known state"));
     }
+    states.sort_unstable();
+    states.dedup();
+    Ok(states)
 }
 
 /// Starts a watcher.
@@ -439,6 +443,21 @@ fn is_reached(state: TaskState, states: &[i32]) -> bool {
 mod tests {
     use super::*;
     use crate::checkpoint::Root;
+
+    /// What it costs to match a task is bounded by how many states there are, not by how long a request is.
+    #[test]
+    fn a_state_that_is_asked_for_again_and_again_is_matched_once() {
+        let states = [TaskState::Success, TaskState::Active].map(i32::from).repeat(1000);
+        let filter = TaskFilter { states, ..TaskFilter::default() };
+
+        let filter = Filter::new(Some(filter)).unwrap();
+
+        assert_eq!(filter.states.len(), 2);
+        let is = |state: TaskState| {
+            filter.matches("a", &TaskSummary { state: state.into(), ..TaskSummary::default() })
+        };
+        assert!(is(TaskState::Active) && is(TaskState::Success) && !is(TaskState::Failed));
+    }
 
     /// One in some thousand waits for a task once lasted for ever.
     #[test]
