@@ -82,6 +82,8 @@ fn an_ephemeral_does_not_hold_the_task() {
     let ended = Scene::new().run(&task(processes));
 
     ended.assert("SUCCESS", &[("main", "S"), ("side", "K")]);
+    let whole = seconds_between(ended.entered("ACTIVE"), ended.entered("SUCCESS"));
+    assert!(whole < 2.0, "took {whole} s");
 }
 
 /// S13

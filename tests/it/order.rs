@@ -106,7 +106,7 @@ fn max_concurrency_holds_at_every_instant() {
 
     ended.assert("SUCCESS", &[]);
     let (mut opened, mut live) = (0, 0);
-    let (mut last_end, mut pauses) = (f64::INFINITY, Vec::new());
+    let mut last_end = f64::INFINITY;
     let mut events = ended.run_events().peekable();
     while let Some((_, event, state)) = events.next() {
         let time = seconds(&event["time"]);
@@ -114,7 +114,7 @@ fn max_concurrency_holds_at_every_instant() {
             "WAITING" => {
                 (opened, live) = (opened + 1, live + 1);
                 assert!(live <= 3, "{live} at once\n{ended}");
-                pauses.push(time - last_end);
+                assert!(time - last_end < 1.0, "{} s for nothing\n{ended}", time - last_end);
                 // A turn that begins a run begins as many as may run.
                 let is_last = events.peek().is_some_and(|(.., next)| *next != "WAITING");
                 assert!(!is_last || live == 3 || opened == ALL, "{live} at once\n{ended}");
@@ -124,9 +124,6 @@ fn max_concurrency_holds_at_every_instant() {
         }
     }
     assert_eq!((live, opened), (0, ALL), "{ended}");
-    // Nothing looks once a second whether there is room.
-    pauses.sort_unstable_by(f64::total_cmp);
-    assert!(pauses[ALL / 2] < 1.0, "{pauses:?}");
 }
 
 /// S4
