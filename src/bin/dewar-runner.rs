@@ -2,6 +2,7 @@
 //!
 //! From descriptor 3 it reads a byte before it begins: the task is accepted; perhaps a first request comes with it. Then it writes one there for each turn that
 //! recorded something, and as it begins or ceases to wait for its disk: 1 while it does, else 0.
+//! Without a descriptor 3, or with one that is no socket, it begins at once.
 //!
 //! Exit status: 0 the task is over; 2 bad use; 5 another runner holds the task, or it cannot be run here; 70 a defect.
 #![cfg_attr(target_env = "gnu", no_main)]
